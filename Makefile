@@ -1,0 +1,74 @@
+# Two commands from a fresh clone: `make reproduce` and `make test`. `make` alone lists the rest.
+# Any variable can be set on the command line: make install PYTHON=/usr/bin/python3.12
+
+VENV ?= .venv
+
+# The first Python that is 3.11 or newer and can make a virtual environment.
+PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3 python; do \
+	"$$p" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && echo "$$p" && break; done)
+
+# Which torch: the newest one where there is an NVIDIA GPU, or on macOS and Windows; one tested version on Linux without a GPU.
+# On Linux pip's default torch is the CUDA build. It runs without a GPU too, but is a download of some gigabytes:
+# set TORCH_INDEX to the address of PyTorch's CPU index to spare it (or of its index for your CUDA version, with an older driver).
+TORCH ?= $(shell if [ "$$(uname -s)" != Linux ] || nvidia-smi >/dev/null 2>&1; then echo "torch>=2.6,<3"; else echo "torch==2.13.0"; fi)
+TORCH_INDEX ?=
+
+PY = $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)/python
+STAMP = $(VENV)/.installed
+RUNS = runs/reproduce
+METHODS = fixed grpo-kl
+EXECUTED = $(patsubst notebooks/%,$(RUNS)/notebooks/%,$(wildcard notebooks/*.ipynb))
+TRAINED = $(METHODS:%=$(RUNS)/%/final)
+
+.DEFAULT_GOAL = help
+.PHONY: help install test reproduce lab tiny clean
+.NOTPARALLEL:
+
+# Notebooks are recorded and compared offline, without progress bars, with Jupyter's own way of drawing figures.
+test reproduce: export TQDM_DISABLE = 1
+test reproduce: export HF_HUB_OFFLINE = 1
+unexport MPLBACKEND
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
+
+install: $(STAMP) ## make the virtual environment (.venv) with everything in it
+
+$(STAMP): pyproject.toml
+	@test -n "$(PYTHON)" || { echo "No Python 3.11 or newer with venv found. Install one (on Debian and Ubuntu also" \
+		"python3-venv), or name it: make PYTHON=/path/to/python" >&2; exit 1; }
+	@echo "Making $(VENV) with $(PYTHON)"
+	@"$(PYTHON)" -m venv "$(VENV)"
+	@"$(PY)" -c "import torch" 2>/dev/null || { echo "Installing $(TORCH) (can take some minutes)"; \
+		"$(PY)" -m pip install -q $(if $(TORCH_INDEX),--index-url "$(TORCH_INDEX)") "$(TORCH)"; }
+	@# Hold torch at the build that is there (by pip's name for it: torch.__version__ may add a CUDA label).
+	@"$(PY)" -c "from importlib.metadata import version; print('torch==' + version('torch'))" > "$(VENV)/torch.txt"
+	@echo "Installing logitmix_lite and the rest (can take some minutes)"
+	@"$(PY)" -m pip install -q -c "$(VENV)/torch.txt" -e ".[test,lab]"
+	@touch "$@"
+
+test: install ## style check, unit tests, and all notebooks against their recorded outputs
+	"$(PY)" -m ruff check .
+	"$(PY)" -m pytest tests
+	"$(PY)" -m pytest --nbval --nbval-current-env notebooks
+
+reproduce: install $(EXECUTED) $(TRAINED) ## run all notebooks, train with both methods, write a report (tiny preset)
+	"$(PY)" -m logitmix_lite report $(RUNS) --out $(RUNS)/report
+	@echo "Done. Report: $(RUNS)/report   Executed notebooks: $(RUNS)/notebooks   Runs: $(METHODS:%=$(RUNS)/%)"
+
+$(RUNS)/notebooks/%.ipynb: notebooks/%.ipynb $(wildcard logitmix_lite/*.py) | $(STAMP)
+	"$(PY)" -m nbconvert --to notebook --execute --log-level WARN --output-dir $(@D) $<
+
+# A finished run is kept; one that was cut short goes on from its checkpoint.
+$(RUNS)/%/final: | $(STAMP)
+	"$(PY)" -m logitmix_lite train --preset tiny --method $* --seed 0 --out $(@D) $(if $(wildcard $(@D)/checkpoint.pt),--resume)
+
+lab: install ## open the notebooks in Jupyter
+	"$(PY)" -m jupyterlab $(if $(filter 0,$(shell id -u)),--allow-root) notebooks
+
+tiny: install ## remake the tiny models in data/tiny
+	"$(PY)" -m logitmix_lite tiny
+
+clean: ## remove the virtual environment, caches and what `make reproduce` made
+	rm -rf "$(VENV)" $(RUNS) *.egg-info .pytest_cache .ruff_cache
+	find logitmix_lite notebooks tests -name __pycache__ -o -name .ipynb_checkpoints | xargs rm -rf

@@ -1,0 +1,98 @@
+"""The GRPO pieces: advantages (equation 4), token log-probs, the clipped loss (equations 5 and 6), the k3 estimate."""
+
+import torch
+from torch import Tensor
+
+
+def group_advantages(rewards: Tensor, eps: float = 1e-4) -> Tensor:
+    """Equation 4: `(r - mean) / (std + eps)` within each group, `[Q, G]` to `[Q, G]`; population standard deviation.
+
+    A group of equal rewards gets exact zeros: it teaches nothing, and its training compute can be skipped."""
+    rewards = rewards.to(torch.promote_types(rewards.dtype, torch.float32))
+    centred = rewards - rewards.mean(-1, keepdim=True)
+    advantages = centred / (rewards.std(-1, correction=0, keepdim=True) + eps)
+    equal = (rewards == rewards[..., :1]).all(-1, keepdim=True)  # the mean of equal numbers may be off by a rounding
+    return advantages.masked_fill(equal, 0)
+
+
+def grpo_loss(logp: Tensor, old_logp: Tensor, advantages: Tensor, mask: Tensor, clip: float = 0.2) -> Tensor:
+    """Equation 6, a scalar: minus the clipped surrogate, averaged over each completion's tokens, then over completions.
+
+    logp, old_logp: `[N, T]` log-probs of the sampled tokens under the policy now and under the one that sampled them.
+    advantages: `[N]`. mask: `[N, T]`, 1 on completion tokens up to and including the end token."""
+    ratio = (logp - old_logp).masked_fill(mask == 0, 0).exp()  # equation 5; padding may hold anything, even -inf
+    advantages = advantages.unsqueeze(-1)
+    surrogate = torch.minimum(ratio * advantages, ratio.clamp(1 - clip, 1 + clip) * advantages)
+    return -sequence_mean(surrogate, mask).mean()
+
+
+def kl_k3(logp: Tensor, ref_logp: Tensor) -> Tensor:
+    """Nonnegative estimate of KL(policy || reference) at each sampled token, nats, `[N, T]`: `exp(d) - d - 1` with
+    `d = ref_logp - logp`. Its mean over the policy's own samples is the exact KL.
+
+    Used as a plain loss term, as GRPO does (arXiv:2402.03300), its mean *gradient* is that of KL(reference || policy),
+    because the samples are held fixed; weighted by the ratio policy / old policy it would be that of the KL above."""
+    difference = ref_logp - logp
+    return difference.exp() - difference - 1
+
+
+def sequence_mean(values: Tensor, mask: Tensor) -> Tensor:
+    """Mean over each row's tokens where `mask` is 1, `[N, T]` to `[N]`; 0 for a row without tokens."""
+    return values.masked_fill(mask == 0, 0).sum(-1) / mask.sum(-1).clamp(min=1)
+
+
+def token_logprobs(hidden: Tensor, weight: Tensor, tokens: Tensor, chunk: int | None = None) -> Tensor:
+    """`log_softmax(hidden @ weight.T)` at `tokens`, in float32 or better, without ever holding `[N, V]`.
+
+    hidden `[N, D]`, weight `[V, D]`, tokens `[N]` to `[N]`; exact gradients to `hidden` and, where it is trainable, to
+    `weight`. `chunk` rows of logits exist at a time (default: as many as make 64 MiB).
+
+    The trick: the gradient of a row's log-prob with respect to its hidden state, `W[token] - softmax @ W`, does not
+    depend on what comes after, so the forward pass computes it while the logits of the chunk are still at hand."""
+    return logprobs_and_entropy(hidden, weight, tokens, chunk)[0]
+
+
+def logprobs_and_entropy(
+    hidden: Tensor, weight: Tensor, tokens: Tensor, chunk: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """`token_logprobs` and, from the same pass, each row's entropy in nats (no gradient); `[N]`, `[N]`."""
+    chunk = chunk or max(1, 2**24 // weight.shape[0])
+    return _TokenLogprobs.apply(hidden, weight, tokens, chunk)
+
+
+class _TokenLogprobs(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, hidden, weight, tokens, chunk):
+        precision = torch.promote_types(hidden.dtype, torch.float32)
+        logps = torch.empty(len(tokens), dtype=precision, device=hidden.device)
+        entropies = torch.empty_like(logps)
+        jacobian = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        for start in range(0, len(tokens), chunk):
+            rows = slice(start, start + chunk)
+            logits = (hidden[rows] @ weight.T).to(precision)
+            picked = logits.gather(-1, tokens[rows, None]).squeeze(-1)
+            log_normaliser = logits.logsumexp(-1)
+            probs = logits.softmax(-1)
+            logps[rows] = picked - log_normaliser
+            # entropy = log Z - sum p * logit; a masked logit (-inf) has p = 0 and adds nothing
+            entropies[rows] = log_normaliser - torch.einsum("nv,nv->n", probs, logits.clamp_(min=-1e30))
+            if jacobian is not None:
+                jacobian[rows] = weight[tokens[rows]] - probs.to(weight.dtype) @ weight
+        ctx.save_for_backward(hidden, weight, tokens, jacobian)
+        ctx.chunk = chunk
+        ctx.mark_non_differentiable(entropies)
+        return logps, entropies
+
+    @staticmethod
+    def backward(ctx, grad, _):
+        hidden, weight, tokens, jacobian = ctx.saved_tensors
+        grad = grad.to(hidden.dtype).unsqueeze(-1)
+        grad_hidden = grad * jacobian if ctx.needs_input_grad[0] else None
+        grad_weight = None
+        if ctx.needs_input_grad[1]:  # this one does depend on what comes after, so the logits are made once more
+            scaled = grad * hidden
+            grad_weight = torch.zeros_like(weight).index_add_(0, tokens, scaled)
+            for start in range(0, len(tokens), ctx.chunk):
+                rows = slice(start, start + ctx.chunk)
+                grad_weight -= (hidden[rows] @ weight.T).softmax(-1).T @ scaled[rows]
+        return grad_hidden, grad_weight, None, None
