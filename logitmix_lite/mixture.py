@@ -22,7 +22,7 @@ from transformers.cache_utils import Cache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from .adapters import route_adapters
-from .grpo import logprobs_and_entropy
+from .grpo import token_logprobs
 from .mixing import RULES, pair_weights
 
 # Models that reshape their logits after the output matrix: mixing hidden states or chunking would miss that.
@@ -47,10 +47,14 @@ class MixtureCache(Cache):
         super().__init__(layers=[layer for cache in caches for layer in cache.layers])
         self.caches, self.stacked = caches, stacked
 
+    def stacked_rows(self, rows: Tensor) -> Tensor:
+        """The cache rows that belong to these rows of the batch."""
+        batch = self.layers[0].keys.shape[0] // self.stacked
+        return torch.cat([rows + member * batch for member in range(self.stacked)])
+
     def select(self, rows: Tensor) -> None:
         """Keep only these rows of the batch (in this order, repeats allowed), for every member."""
-        batch = self.layers[0].keys.shape[0] // self.stacked
-        rows = torch.cat([rows + member * batch for member in range(self.stacked)])
+        rows = self.stacked_rows(rows)
         for layer in self.layers:
             layer.batch_select_indices(rows)
 
@@ -176,23 +180,21 @@ class Mixture(PreTrainedModel, GenerationMixin):
         logits = [self.models[k].get_output_embeddings()(h) for k, h in zip(self.active, hidden, strict=True)]
         return RULES[self.rule](logits, [self.weights[k] for k in self.active])
 
-    def score(self, hidden: list[Tensor], tokens: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
-        """Log-probs of `tokens` `[N]` and entropies `[N]` under the mixed policy, from hidden states `[N, D_k]`.
+    def score(self, hidden: list[Tensor], tokens: Tensor, temperature: float = 1.0) -> Tensor:
+        """Log-probs of `tokens` `[N]` under the mixed policy, from hidden states `[N, D_k]`; float32 or better.
 
         The full `[N, V]` is never held: a linear rule is one linear head (`token_logprobs`), others go in chunks."""
         if self.linear:
             state, weight = self._one_head(hidden)
-            return logprobs_and_entropy(state / temperature, weight, tokens)
+            return token_logprobs(state / temperature, weight, tokens)
         size = max(1, 2**24 // self.config.vocab_size)
         pieces = zip(tokens.split(size), *(h.split(size) for h in hidden), strict=True)
-        pieces = [checkpoint(self._score_piece, temperature, *piece, use_reentrant=False) for piece in pieces]
-        logp, entropy = (torch.cat(values) for values in zip(*pieces, strict=True))
-        return logp, entropy.detach()
+        return torch.cat([checkpoint(self._score_piece, temperature, *p, use_reentrant=False) for p in pieces])
 
     def _score_piece(self, temperature, tokens, *hidden):
-        logps = (self.combine(list(hidden)).float() / temperature).log_softmax(-1)
-        entropy = -(logps.exp() * logps.masked_fill(logps == -torch.inf, 0)).sum(-1)
-        return logps.gather(-1, tokens[:, None]).squeeze(-1), entropy
+        logits = self.combine(list(hidden))
+        logps = (logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature).log_softmax(-1)
+        return logps.gather(-1, tokens[:, None]).squeeze(-1)
 
     @property
     def linear(self) -> bool:

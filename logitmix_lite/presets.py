@@ -1,0 +1,127 @@
+"""Every number of a run in one place. Each field is also a flag of the command line; its help stands beside it."""
+
+from dataclasses import dataclass, field, fields, replace
+
+
+def _number(default, help: str):
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass(frozen=True)
+class Preset:
+    """What to train, on what, and how long. `load_preset("tiny", steps=10)` changes some of it."""
+
+    name: str
+    # models
+    base: str = _number("tiny-base", "where theta starts when mixing: tiny-base, smol, a folder, or a model of the Hub")
+    anchor: str = _number("tiny-anchor", "the reference: an SFT model or LoRA adapter made by `sft`, or `base`")
+    lora_rank: int = _number(0, "rank of the LoRA adapters; 0 trains all weights")
+    lora_alpha: int = _number(32, "LoRA scale is lora_alpha / lora_rank")
+    dtype: str = _number("auto", "float32, bfloat16, float16, or auto: float32 on a CPU, else what the GPU does best")
+    # problems
+    task: str = _number("chain", "problems to train and test on: chain, words, ... or a file.jsonl (question, answer)")
+    where: dict | None = _number(None, "rows of a JSONL task to use, as field=value,value")
+    train_size: int = _number(4000, "training problems at most")
+    validation_size: int = _number(64, "problems that set the adaptive alpha")
+    test_size: int = _number(200, "held-out problems that measure accuracy")
+    # rollouts
+    prompts: int = _number(16, "prompts a step")
+    samples: int = _number(8, "completions a prompt (G)")
+    max_new_tokens: int = _number(48, "longest completion, tokens")
+    temperature: float = _number(1.0, "sampling temperature")
+    # learning
+    steps: int = _number(60, "RL steps")
+    lr: float = _number(5e-5, "learning rate of Adam, constant")
+    epochs: int = _number(1, "optimiser steps on each batch of rollouts")
+    microbatch: int = _number(128, "completions in one forward and backward pass; changes memory, not the result")
+    clip: float = _number(0.2, "the ratio is clipped to 1 - clip, 1 + clip")
+    max_grad_norm: float = _number(1.0, "gradients are scaled down to this norm")
+    alpha: float = _number(0.5, "weight of the reference in the mixture (adaptive: the first step's)")
+    beta: float = _number(0.04, "weight of the KL term of grpo-kl")
+    # adaptive alpha, equation 9
+    offset: float = _number(0.0, "m0: the net gain at which alpha is 1/2")
+    scale: float = _number(0.1, "tau: how fast alpha follows the net gain")
+    smoothing: float = _number(1.0, "eta: share of the new value in alpha; 1 is the paper's case")
+    # evaluation
+    eval_every: int = _number(20, "steps between evaluations of the test problems (also first and last)")
+    eval_batch: int = _number(200, "problems decoded at once")
+    save_every: int = _number(1, "steps between checkpoints")
+    # supervised fine-tuning of the anchor
+    sft_task: str = _number("chain-easy", "problems whose worked solutions make the anchor")
+    sft_demos: int = _number(200, "how many of them")
+    sft_steps: int = _number(100, "optimiser steps")
+    sft_batch: int = _number(32, "demonstrations a step")
+    sft_lr: float = _number(3e-4, "learning rate of Adam, with a cosine decay to 0")
+
+
+_QWEN = dict(
+    lora_rank=64,
+    lora_alpha=128,
+    task="math",
+    max_new_tokens=1024,
+    prompts=16,
+    samples=8,
+    steps=200,
+    lr=1e-5,
+    microbatch=8,
+    eval_batch=128,
+    sft_task="math",
+    sft_demos=2000,
+    sft_steps=250,
+    sft_lr=1e-4,
+)
+
+PRESETS = {
+    "tiny": Preset("tiny"),
+    "smol": Preset(
+        "smol",
+        base="smol",
+        anchor="runs/smol/anchor/final",
+        lora_rank=16,
+        task="words",
+        max_new_tokens=64,
+        prompts=8,
+        samples=8,
+        steps=40,
+        lr=1e-4,
+        microbatch=32,
+        eval_batch=100,
+        validation_size=32,
+        sft_task="words",
+        sft_demos=256,
+        sft_steps=40,
+        sft_batch=16,
+        sft_lr=2e-4,
+    ),
+}
+
+
+def load_preset(name: str, **changes) -> Preset:
+    """A named preset, with some fields changed. Raises ValueError for an unknown name, field, or impossible value."""
+    if name not in PRESETS:
+        raise ValueError(f"unknown preset {name!r}: choose one of {', '.join(PRESETS)}")
+    known = {f.name for f in fields(Preset)}
+    unknown = sorted(set(changes) - known)
+    if unknown:
+        raise ValueError(f"a preset has no field {unknown[0]!r}: it has {', '.join(sorted(known))}")
+    preset = replace(PRESETS[name], **changes)
+    check(preset)
+    return preset
+
+
+def check(preset: Preset) -> None:
+    """Raise ValueError, naming the field, where a value makes no sense."""
+    for name in ("alpha", "smoothing"):
+        if not 0 <= getattr(preset, name) <= 1:
+            raise ValueError(f"{name} lies in [0, 1], got {getattr(preset, name)}")
+    for name in ("lr", "scale", "max_grad_norm", "sft_lr"):
+        if not getattr(preset, name) > 0:
+            raise ValueError(f"{name} must be positive, got {getattr(preset, name)}")
+    for name in ("beta", "clip", "temperature", "lora_rank", "steps", "sft_steps"):
+        if not getattr(preset, name) >= 0:
+            raise ValueError(f"{name} must not be negative, got {getattr(preset, name)}")
+    for f in fields(preset):
+        if f.type is int and f.name not in ("lora_rank", "steps", "sft_steps") and getattr(preset, f.name) < 1:
+            raise ValueError(f"{f.name} must be at least 1, got {getattr(preset, f.name)}")
+    if preset.samples < 2:
+        raise ValueError("samples must be at least 2: an advantage compares the completions of one prompt")

@@ -1,0 +1,188 @@
+r"""Completion text -> Grade. The reward of every run is `grade(...).correct`: right, and inside the last \boxed{...}.
+
+Equality of formulas is math-verify's. sympy, which it rests on, can be made to compute for hours (`9^{9^{9^9}}`), and
+math-verify's own time limit works in the main thread only. So it runs in a helper process that may be stopped: this
+same file, started as a program."""
+
+import faulthandler
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import lru_cache
+
+LONGEST = 300  # characters; a longer answer is no answer
+SECONDS = 5.0  # for one comparison of formulas, then the two count as different
+
+BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])\s*")
+BRACE = re.compile(r"\\.|[{}]", re.DOTALL)  # an escaped \{ or \} matches the first half, and is skipped
+NUMBER = re.compile(r"(?:(?<![\w)\]}])-)?(?:(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+)")
+UNITS = r"\s*%|\s*percent|\s+(?:cm|mm|km|kg|ft|[A-Za-z]{3,})(?:\s+[A-Za-z]{2,}){0,3}"
+QUANTITY = re.compile(rf"(-?\s?(?:[0-9]{{1,3}}(?:,[0-9]{{3}})+|[0-9]+)(?:\.[0-9]*)?|-?\s?\.[0-9]+)(?:{UNITS})?")
+SCALE = re.compile("hundred|thousand|million|billion|trillion|dozen", re.IGNORECASE)
+CHOICE = re.compile(r"\(?([A-J])(?:[).:].*)?", re.DOTALL)  # "C", "(C)", "C. 12 apples"
+UNDONE = re.compile(r"[0-9)}]\s*(?:[-+*×]|\\times|\\cdot)")
+CHINESE = re.compile("[\u4e00-\u9fff]")
+
+
+@dataclass(frozen=True)
+class Grade:
+    """What one completion is worth. `correct` implies `formatted`, and `number`."""
+
+    formatted: bool  # its last box is closed
+    correct: bool  # formatted, and the box holds the right answer
+    number: bool  # the right answer was reached, whatever the format: in the box or, without one, as the last number
+    answer: str | None  # inside of the last box
+
+
+def grade(completion: str, answer: str | int | float) -> Grade:
+    """Grade a completion against the right answer. No completion makes it raise."""
+    gold, found = answer_text(answer), boxed(completion)
+    if found is None:
+        last = last_number(completion)
+        return Grade(False, False, last is not None and equal(gold, last), None)
+    correct = equal(gold, found)
+    return Grade(True, correct, correct, found)
+
+
+def boxed(text: str) -> str | None:
+    r"""Inside of the last \boxed{...} or \fbox{...}, or of `\boxed 5`. None without one, or if it is never closed."""
+    boxes = list(BOX.finditer(text))
+    if not boxes:
+        return None
+    box = boxes[-1]
+    if not text.startswith("{", box.end()):
+        word = re.match(r"[^\s${}]*(?:\{[^\s${}]*\})*", text[box.end() :])[0].rstrip(".,;")
+        return word or None
+    depth = 0
+    for brace in BRACE.finditer(text, box.end()):
+        depth += {"{": 1, "}": -1}.get(brace[0], 0)
+        if depth == 0 and brace[0] == "}":
+            return text[box.end() + 1 : brace.start()].strip()
+    return None
+
+
+def last_number(text: str) -> str | None:
+    """The last number in the text, without thousands commas. The minus of `20-4` is an operator, not a sign."""
+    numbers = NUMBER.findall(text.replace("\u2212", "-"))
+    return numbers[-1].replace(",", "") if numbers else None
+
+
+def answer_text(answer: str | int | float) -> str:
+    """A right answer as text: 91.0 is "91"."""
+    return str(int(answer)) if isinstance(answer, float) and answer.is_integer() else str(answer).strip()
+
+
+def equal(gold: str, answer: str) -> bool:
+    """Whether the answer means the same as `gold`: as text, choice letter or number, or else as a formula."""
+    if not answer.strip() or len(answer) > LONGEST:
+        return False
+    right, given = _plain(gold), _plain(answer)
+    if _squeeze(right) == _squeeze(given):
+        return True
+    if re.fullmatch(r"\(?[A-J]\)?", right):
+        choice = CHOICE.fullmatch(given)
+        return choice is not None and choice[1] == right.strip("()")
+    if len(right) > 3 and right.isalpha():  # words: as products of letters, "east" and "seat" would be equal formulas
+        return right.lower() == given.lower()
+    if bool(SCALE.search(gold)) != bool(SCALE.search(answer)):  # "10 million" is not 10
+        return False
+    x, y = _number(right), _number(given)
+    if x is not None and y is not None:
+        if abs(x - y) <= Fraction(1, 10**6) * min(1, abs(x)):  # six digits are enough: 1.8333333333 is 1.833333
+            return True
+        if "%" not in gold + answer:  # math-verify knows that 0.25 is 25%
+            return False
+    if x is not None and "^" not in given and UNDONE.search(given.split("=")[-1]):
+        return False  # `13+7-4` does not answer `13+7-4?`: RL would find that copying the question pays
+    if CHINESE.search(gold):  # math-verify would compare the numbers in a sentence and nothing else
+        return False
+    # Between $ an answer is one formula; without them math-verify would pick any number out of "5 or 7".
+    formulas = [f"${text}$" for text in (re.sub(r"\\?\$|\\[()]", "", text) for text in (gold, answer))]
+    return _same_formula(*formulas)
+
+
+def _plain(text: str) -> str:
+    r"""The text without what is there for looks: $, \text, \left, wide or narrow spaces, bold, the final period."""
+    text = re.sub(r",\\!\s*|\{,\}", ",", text).replace("\u2212", "-")  # 10,\!080
+    text = re.sub(r"\\(?:text|textbf|textit|mbox|mathrm|mathbf)\s*\{([^{}]*)\}", r" \1 ", text)
+    text = re.sub(r"\\!|\\?\$|\\[()\[\]]|\\(?:left|right|displaystyle)(?![A-Za-z])|\\(?=%)", "", text)
+    text = re.sub(r"\\[dt]frac(?![A-Za-z])", r"\\frac", text)
+    return re.sub(r"(?:\\[,;: ]|[~\s])+", " ", text).strip(" *").rstrip(". ")
+
+
+def _squeeze(text: str) -> str:
+    """Without spaces, but `3 5` is not `35`."""
+    return re.sub(r"(?<![0-9]) | (?![0-9])", "", text)
+
+
+def _number(text: str) -> Fraction | None:
+    """The number in `1,234.5`, `18 apples` or `25%` (25); None for anything else."""
+    found = QUANTITY.fullmatch(text)
+    return found and Fraction(re.sub(r"[,\s]", "", found[1]))
+
+
+@lru_cache(maxsize=10_000)  # the completions of one group often agree
+def _same_formula(gold: str, answer: str) -> bool:
+    return _helper(os.getpid()).ask([gold, answer, SECONDS])
+
+
+class _Helper:
+    """This file as a program: one JSON line in, one out. It ends itself when a comparison takes too long."""
+
+    def __init__(self):
+        self.lock, self.process = threading.Lock(), None
+
+    def ask(self, request: list) -> bool:
+        with self.lock:
+            try:
+                if self.process is None or self.process.poll() is not None:
+                    command = [sys.executable, "-P", __file__]  # -P: our train.py and others must not pass for modules
+                    pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+                    self.process = subprocess.Popen(command, **pipes)
+                    if not self.process.stdout.readline():
+                        raise RuntimeError("the helper of rewards.py did not start: is math-verify installed?")
+                self.process.stdin.write(json.dumps(request) + "\n")
+                self.process.stdin.flush()
+                reply = self.process.stdout.readline()
+                if not reply:  # it ended, out of time or memory
+                    self.process.wait()
+                return reply == "true\n"
+            except BrokenPipeError:
+                return False
+            except BaseException:  # after an interrupt its late answer must not pass for the next one's
+                if self.process:
+                    self.process.kill()
+                raise
+
+
+@lru_cache
+def _helper(process_id: int) -> _Helper:
+    """One for each process: a forked process must not share its parent's pipes."""
+    return _Helper()
+
+
+def _serve() -> None:
+    """The helper's side. faulthandler's clock also ends a computation inside sympy's C code, where signals wait."""
+    import math_verify
+
+    out, sys.stdout = sys.stdout, sys.stderr
+    print("ready", file=out, flush=True)
+    for line in sys.stdin:
+        gold, answer, seconds = json.loads(line)
+        faulthandler.dump_traceback_later(seconds, exit=True)
+        try:
+            parsed = [math_verify.parse(text, parsing_timeout=None) for text in (gold, answer)]
+            same = all(parsed) and math_verify.verify(*parsed, timeout_seconds=None)
+        except Exception:
+            same = False
+        faulthandler.cancel_dump_traceback_later()
+        print(json.dumps(bool(same)), file=out, flush=True)
+
+
+if __name__ == "__main__":
+    _serve()

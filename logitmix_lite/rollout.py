@@ -1,0 +1,220 @@
+"""Sampling completions from a mixture, and scoring them again under the same policy."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers.cache_utils import DynamicLayer
+
+from .mixture import Mixture, MixtureCache, positions
+
+
+@dataclass
+class Rollouts:
+    """`Q` prompts with `G` completions each; completion `i` of `N = Q * G` belongs to prompt `i // G`.
+
+    prompt_ids, prompt_mask: `[Q, P]`, padded on the left. completions, mask: `[N, T]`, padded on the right; the mask is
+    1 up to and including the first end token. logps: `[N, T]`, natural log-probs under the policy that sampled, at the
+    temperature that sampled (at 1 for greedy), 0 on padding. truncated: `[N]`, true where no end token came."""
+
+    prompt_ids: Tensor
+    prompt_mask: Tensor
+    completions: Tensor
+    mask: Tensor
+    logps: Tensor
+    truncated: Tensor
+
+    @property
+    def samples(self) -> int:
+        """G, completions a prompt."""
+        return len(self.completions) // len(self.prompt_ids)
+
+    def texts(self, tokenizer) -> list[str]:
+        """The completions as text, without end and padding tokens."""
+        rows = [ids[keep] for ids, keep in zip(self.completions, self.mask.bool(), strict=True)]
+        return tokenizer.batch_decode(rows, skip_special_tokens=True)
+
+
+@torch.no_grad()
+def rollout(
+    mixture,
+    prompts: Sequence[Sequence[int]],
+    *,
+    samples: int = 1,
+    max_new_tokens: int = 64,
+    temperature: float = 1.0,
+    seed: int | Sequence[int] = 0,
+    eos: int | Sequence[int] | None = None,
+    pad: int | None = None,
+) -> Rollouts:
+    """Sample `samples` completions of each prompt (a list of token ids) from a Mixture or any causal language model.
+
+    Each distinct prompt runs through the members once, and its caches are expanded to its samples. Finished completions
+    leave the batch. temperature 0 is greedy decoding. A completion depends on the seed and on its place in the batch,
+    not on when the others finish. eos, pad: default to the model's own; eos may be several ids.
+
+    Raises ValueError where a prompt and `max_new_tokens` together exceed the model's context."""
+    mixture = mixture if isinstance(mixture, Mixture) else Mixture([mixture])
+    mixture.eval()
+    device = mixture.get_input_embeddings().weight.device
+    ends, pad = _special_ids(mixture, eos, pad)
+    ends = torch.tensor(ends, device=device)
+    _check_prompts(mixture, prompts, max_new_tokens, temperature)
+    distinct = {prompt: place for place, prompt in enumerate(dict.fromkeys(map(tuple, prompts)))}
+    source = torch.tensor([distinct[tuple(p)] for p in prompts], device=device)
+
+    # Prefill: every distinct prompt once, then one cache row a sample.
+    ids, mask = (x.to(device) for x in pad_rows(list(distinct), pad, left=True))
+    cache = mixture.new_cache()
+    last = [h[:, -1] for h in mixture.hidden(ids, mask, positions(mask), cache)]
+    expand = source.repeat_interleave(samples)
+    preallocate(cache, expand, max_new_tokens)
+    last = [h[expand] for h in last]
+    seen, position = mask[expand], mask.sum(-1)[expand]
+
+    total = len(expand)
+    # Uniform numbers are drawn at once and by row, so that a row's text does not depend on its neighbours' lengths.
+    uniform = torch.from_numpy(np.random.default_rng(seed).random((total, max_new_tokens))).to(device)
+    completions = torch.full((total, max_new_tokens), pad, device=device)
+    logps = torch.zeros(total, max_new_tokens, device=device)
+    lengths = torch.full((total,), max_new_tokens, device=device)
+    alive = torch.arange(total, device=device)  # where the rows of the running batch belong in the result
+    done = torch.zeros(total, dtype=torch.bool, device=device)
+    for step in range(max_new_tokens):
+        tokens, picked = sample(mixture.combine(last), temperature, uniform[alive, step])
+        completions[alive, step] = torch.where(done, pad, tokens)
+        logps[alive, step] = picked.masked_fill(done, 0).to(logps.dtype)
+        ended = torch.isin(tokens, ends) & ~done
+        lengths[alive[ended]] = step + 1
+        done = done | ended
+        running = int((~done).sum())
+        if running == 0 or step + 1 == max_new_tokens:
+            break
+        if running <= 0.75 * len(done):  # compacting copies the caches: worth it when a quarter of the rows is finished
+            keep = (~done).nonzero().squeeze(-1)
+            cache.select(keep)
+            alive, tokens, seen, position, done = (x[keep] for x in (alive, tokens, seen, position, done))
+        seen = torch.cat([seen, seen.new_ones(len(seen), 1)], -1)
+        hidden = mixture.hidden(tokens[:, None], seen, position[:, None], cache)
+        last, position = [h[:, -1] for h in hidden], position + 1
+
+    width = int(lengths.max())
+    keep = (torch.arange(width, device=device) < lengths[:, None]).long()
+    completions = completions[:, :width]
+    truncated = ~torch.isin(completions.gather(-1, lengths[:, None] - 1).squeeze(-1), ends)
+    return Rollouts(ids[source], mask[source], completions, keep, logps[:, :width], truncated)
+
+
+def sample(logits: Tensor, temperature: float, uniform: Tensor) -> tuple[Tensor, Tensor]:
+    """One token a row and its log-prob, `[N]`, `[N]`, from logits `[N, V]`; `uniform` `[N]` in [0, 1) decides which.
+
+    The token is where the cumulative distribution passes `uniform`; summed in float64, or rounding would shift it."""
+    precise = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    logp = (precise / (temperature or 1.0)).log_softmax(-1)
+    if temperature == 0:
+        tokens = logp.argmax(-1)
+    else:
+        cumulative = logp.exp().double().cumsum(-1)
+        tokens = torch.searchsorted(cumulative, uniform[:, None] * cumulative[:, -1:], right=True).squeeze(-1)
+        tokens = tokens.clamp(max=logits.shape[-1] - 1)
+    return tokens, logp.gather(-1, tokens[:, None]).squeeze(-1)
+
+
+def completion_logprobs(
+    mixture: Mixture, prompt_ids: Tensor, prompt_mask: Tensor, completions: Tensor, mask: Tensor, temperature=1.0
+) -> Tensor:
+    """Log-probs of completions `[n, T]` under the mixture now, `[n, T]`.
+
+    prompt_ids, prompt_mask: `[n, P]`, one row a completion. This is the training pass: it gives the gradient to theta.
+    Only completion tokens reach the output matrix. Padding gets 0."""
+    prompt = int(prompt_mask.sum(-1).max())
+    width = int(mask.sum(-1).max())
+    prompt_ids, prompt_mask = prompt_ids[:, -prompt:], prompt_mask[:, -prompt:]
+    completions, trained = completions[:, :width], mask[:, :width].bool()
+    # the last token predicts nothing, so it need not be run
+    seen = torch.cat([prompt_mask, mask[:, : width - 1]], -1)
+    hidden = mixture.hidden(torch.cat([prompt_ids, completions[:, :-1]], -1), seen, positions(seen))
+    hidden = [h[:, prompt - 1 :][trained] for h in hidden]
+    logp = mixture.score(hidden, completions[trained], temperature or 1.0)
+    return torch.zeros(mask.shape, dtype=logp.dtype, device=logp.device).masked_scatter(mask.bool(), logp)
+
+
+class BufferLayer(DynamicLayer):
+    """One layer's keys and values in buffers of their final length, written in place: nothing is copied as they grow.
+
+    Starts with rows `rows` of `layer`, and `room` free places."""
+
+    def __init__(self, layer: DynamicLayer, rows: Tensor, room: int):
+        super().__init__()
+        self.lazy_initialization(layer.keys, layer.values)
+        self.length = layer.keys.shape[-2]
+        self.buffers = [self._grown(x, rows, room) for x in (layer.keys, layer.values)]
+        self._view()
+
+    @staticmethod
+    def _grown(states: Tensor, rows: Tensor, room: int) -> Tensor:
+        _, heads, length, size = states.shape
+        buffer = states.new_zeros(len(rows), heads, length + room, size)
+        buffer[:, :, :length] = states[rows]
+        return buffer
+
+    def _view(self):
+        self.keys, self.values = (buffer[:, :, : self.length] for buffer in self.buffers)
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
+        end = self.length + key_states.shape[-2]
+        for buffer, states in zip(self.buffers, (key_states, value_states), strict=True):
+            buffer[:, :, self.length : end] = states
+        self.length = end
+        self._view()
+        return self.keys, self.values
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        self.buffers = [buffer[indices] for buffer in self.buffers]
+        self._view()
+
+
+def preallocate(cache: MixtureCache, rows: Tensor, room: int) -> None:
+    """Expand a prefilled cache to these rows (repeats allowed), with room for `room` more tokens."""
+    rows = cache.stacked_rows(rows)
+    for member in cache.caches:
+        for place, layer in enumerate(member.layers):
+            if type(layer) is DynamicLayer:
+                member.layers[place] = BufferLayer(layer, rows, room)
+            else:  # a sliding window keeps its own, bounded, store
+                layer.batch_select_indices(rows)
+    cache.layers = [layer for member in cache.caches for layer in member.layers]
+
+
+def pad_rows(rows: Sequence[Sequence[int]], pad: int, left: bool = False) -> tuple[Tensor, Tensor]:
+    """Ragged lists of token ids as one `[n, longest]` tensor and its mask (1 on real tokens)."""
+    longest = max(map(len, rows))
+    ids = torch.full((len(rows), longest), pad)
+    mask = torch.zeros_like(ids)
+    for k, row in enumerate(rows):
+        place = slice(longest - len(row), longest) if left else slice(0, len(row))
+        ids[k, place], mask[k, place] = torch.tensor(row, dtype=torch.long), 1
+    return ids, mask
+
+
+def _special_ids(mixture: Mixture, eos, pad) -> tuple[list[int], int]:
+    eos = mixture.generation_config.eos_token_id if eos is None else eos
+    eos = mixture.config.eos_token_id if eos is None else eos
+    eos = [] if eos is None else [eos] if isinstance(eos, int) else list(eos)
+    pad = mixture.config.pad_token_id if pad is None else pad
+    return eos, pad if pad is not None else eos[0] if eos else 0
+
+
+def _check_prompts(mixture: Mixture, prompts, max_new_tokens: int, temperature: float) -> None:
+    if not prompts or not all(len(p) for p in prompts):
+        raise ValueError("rollout needs at least one prompt, and every prompt at least one token")
+    if temperature < 0:
+        raise ValueError(f"temperature must be 0 (greedy) or more, got {temperature}")
+    context, longest = mixture.config.max_position_embeddings, max(map(len, prompts))
+    if longest + max_new_tokens > context:
+        raise ValueError(
+            f"the longest prompt has {longest} tokens; with {max_new_tokens} new ones it exceeds the model's context of "
+            f"{context}: shorten the prompt or ask for fewer tokens"
+        )

@@ -1,0 +1,135 @@
+"""A run is a folder: config.json, metrics.jsonl, checkpoint.pt while it lasts, and final/ when it is done."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+PACKAGES = ("torch", "transformers", "peft", "numpy")
+
+
+class Run:
+    """Writes a run so that it can be killed at any moment and resumed: what is on disk is always a whole step.
+
+    config: everything that decides the result; resuming with another one is refused.
+    Raises ValueError where the folder holds another run, or none to resume."""
+
+    def __init__(self, out: str | Path, config: dict, resume: bool = False):
+        self.folder = Path(out)
+        self.checkpoint, self.final = self.folder / "checkpoint.pt", self.folder / "final"
+        self.metrics = self.folder / "metrics.jsonl"
+        path = self.folder / "config.json"
+        if resume:
+            self._check_same(path, config)
+        elif self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
+            raise ValueError(f"{self.folder} is not empty: choose another --out, or go on with that run by --resume")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if not path.exists():
+            versions = {name: version(name) for name in PACKAGES}
+            _replace(path, lambda tmp: tmp.write_text(json.dumps(config | {"versions": versions}, indent=2) + "\n"))
+
+    def _check_same(self, path: Path, config: dict) -> None:
+        if not path.exists():
+            raise ValueError(f"{self.folder} holds no run to resume (no config.json)")
+        saved = json.loads(path.read_text())
+        # as JSON gives them back; how long a run is may change when it is resumed
+        for name, value in json.loads(json.dumps(config)).items():
+            if name != "steps" and saved.get(name) != value:
+                raise ValueError(f"{self.folder} was started with {name} = {saved.get(name)!r}, not {value!r}")
+
+    def restore(self, parameters: dict[str, Tensor], optimizer: torch.optim.Optimizer) -> dict:
+        """Put back the last checkpoint and return its `step` and what else was saved; step -1 where there is none.
+
+        Later lines of the metrics, of steps that died before their checkpoint, are dropped."""
+        if not self.checkpoint.exists():
+            self._keep_metrics(-1)
+            return {"step": -1}
+        state = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
+        with torch.no_grad():
+            for name, parameter in parameters.items():
+                parameter.copy_(state["parameters"][name])
+        optimizer.load_state_dict(state["optimizer"])
+        torch.set_rng_state(state["random"])
+        self._keep_metrics(state["step"])
+        return state
+
+    def save(self, step: int, parameters: dict[str, Tensor], optimizer: torch.optim.Optimizer, **more) -> None:
+        """Replace the checkpoint. If that fails, the old one stays whole."""
+        state = {"step": step, "parameters": {name: p.detach() for name, p in parameters.items()}, **more}
+        state |= {"optimizer": optimizer.state_dict(), "random": torch.get_rng_state()}
+        _replace(self.checkpoint, lambda tmp: torch.save(state, tmp))
+
+    def log(self, line: dict) -> None:
+        """Append one step's metrics."""
+        with self.metrics.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def finish(self, *savers: Callable[[Path], object]) -> None:
+        """Write final/ by calling each of `savers` with a folder, all or nothing."""
+        unfinished = self.folder / "final.tmp"
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir()
+        for saver in savers:
+            saver(unfinished)
+        shutil.rmtree(self.final, ignore_errors=True)
+        unfinished.rename(self.final)
+
+    def _keep_metrics(self, last_step: int) -> None:
+        lines = [line for line in read_metrics(self.folder) if line["step"] <= last_step]
+        _replace(self.metrics, lambda tmp: tmp.write_text("".join(json.dumps(line) + "\n" for line in lines)))
+
+
+def read_config(folder: str | Path) -> dict:
+    """A run's config.json; empty where there is none."""
+    path = Path(folder) / "config.json"
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def read_metrics(folder: str | Path) -> list[dict]:
+    """The lines of a run's metrics.jsonl; a last line that was cut short by a crash is left out."""
+    path = Path(folder) / "metrics.jsonl"
+    if not path.exists():
+        return []
+    lines = path.read_text().splitlines()
+    try:
+        return [json.loads(line) for line in lines]
+    except json.JSONDecodeError:
+        return [json.loads(line) for line in lines[:-1]]
+
+
+def batch_indices(step: int, size: int, total: int, seed: int) -> list[int]:
+    """Which of `total` items step number `step` (from 1) uses: each epoch is a fresh shuffle.
+
+    A function of step and seed alone, so a resumed run sees the same data."""
+    places = range((step - 1) * size, step * size)
+    shuffles = {epoch: np.random.default_rng([seed, epoch]).permutation(total) for epoch in {p // total for p in places}}
+    return [int(shuffles[p // total][p % total]) for p in places]
+
+
+def fingerprint(tensors: dict[str, Tensor]) -> str:
+    """SHA-256 of named tensors: tells whether a reference is still the one that the run started with."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _replace(path: Path, write: Callable[[Path], object]) -> None:
+    """Write beside `path`, then rename: a reader sees the old file or the new one, never half of one."""
+    tmp = path.with_suffix(path.suffix + ".tmp")
+    try:
+        write(tmp)
+        with tmp.open("rb") as file:
+            os.fsync(file.fileno())
+        tmp.replace(path)
+    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
+        tmp.unlink(missing_ok=True)
+        raise OSError(f"could not write {path} ({error}); what was there before is untouched, free some space") from None

@@ -1,0 +1,37 @@
+"""Who sets alpha between steps: nobody (algorithm 1), or the validation problems (algorithm 2)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.special import expit
+
+
+@dataclass
+class Fixed:
+    """Algorithm 1: alpha stays what it is."""
+
+    alpha: float
+
+
+@dataclass
+class Adaptive:
+    """Algorithm 2: alpha follows how much mixing gains over theta alone on held-out validation problems.
+
+    offset, scale: m0 and tau of equation 9. smoothing: eta, the share of the new value; 1 is the paper's case."""
+
+    alpha: float
+    offset: float = 0.0
+    scale: float = 0.1
+    smoothing: float = 1.0
+
+    def update(self, mixed: Sequence[bool], theta: Sequence[bool]) -> dict[str, float]:
+        """Set alpha from the correctness of greedy decodes of the same problems by the mixture and by theta alone.
+
+        Equation 8: gain, the share that only the mixture solves; forgetting, the share that only theta solves.
+        Equation 9: `alpha = sigmoid((gain - forgetting - m0) / tau)`. Returns alpha, gain and forgetting."""
+        mixed, theta = np.asarray(mixed, bool), np.asarray(theta, bool)
+        gain, forgetting = float((mixed & ~theta).mean()), float((~mixed & theta).mean())
+        target = float(expit((gain - forgetting - self.offset) / self.scale))
+        self.alpha = (1 - self.smoothing) * self.alpha + self.smoothing * target
+        return {"alpha": self.alpha, "gain": gain, "forgetting": forgetting}

@@ -1,0 +1,82 @@
+"""The tiny world: a character tokenizer and a model of 0.8 M parameters, trained here from nothing.
+
+Base sees right chains whose endings vary in style, few of them boxed. The anchor is base, fine-tuned on a couple of
+hundred boxed demonstrations of easier chains. What each is good at comes from that alone."""
+
+import random
+import shutil
+import string
+import tempfile
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders
+from tokenizers.models import BPE
+from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+
+from .mixture import Mixture
+from .presets import load_preset
+from .runs import Run
+from .sft import fit, sft
+from .tasks import encode_demo, load_task
+
+ENDINGS = ("answer {}", "so {}", "result is {}", "gives {}", "total {}")
+BOXED = 0.08  # share of base's chains that end in a box
+BASE = dict(chains=20000, steps=650, batch=128, lr=2e-3)
+
+
+def char_tokenizer() -> PreTrainedTokenizerFast:
+    """One token a character: BPE without merges."""
+    characters = string.digits + string.ascii_lowercase + "+-=;?\\{} "
+    vocabulary = {token: k for k, token in enumerate(["<pad>", "<eos>", *characters])}
+    tokenizer = Tokenizer(BPE(vocabulary, merges=[]))
+    tokenizer.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="<eos>", pad_token="<pad>", padding_side="left", model_max_length=128
+    )
+
+
+def new_model(tokenizer) -> Qwen2ForCausalLM:
+    """A Qwen2 of 4 layers, 128 wide, with random weights."""
+    config = Qwen2Config(
+        vocab_size=len(tokenizer), hidden_size=128, intermediate_size=512, num_hidden_layers=4, num_attention_heads=4,
+        num_key_value_heads=4, max_position_embeddings=128, tie_word_embeddings=True, bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+    )  # fmt: skip
+    return Qwen2ForCausalLM(config)
+
+
+def varied_ending(solution: str, rng: random.Random) -> str:
+    """The same working with its ending in one of several styles; boxed with probability BOXED."""
+    work, box = solution.rsplit("; ", 1)
+    answer = box.removeprefix("\\boxed{").removesuffix("}")
+    return f"{work}; {box if rng.random() < BOXED else rng.choice(ENDINGS).format(answer)}"
+
+
+def pretrain(out: str | Path, seed: int = 0, resume: bool = False, **changes) -> Path:
+    """Train base from nothing; returns its folder. changes: to the numbers in BASE."""
+    settings = BASE | changes
+    run = Run(out, {"command": "pretrain", "boxed": BOXED, "seed": seed} | settings, resume)
+    tokenizer = char_tokenizer()
+    torch.manual_seed(seed)
+    model = new_model(tokenizer)
+    rng = random.Random(seed)
+    problems = load_task("chain", train=settings["chains"]).train
+    problems = [type(p)(p.question, p.answer, varied_ending(p.solution, rng)) for p in problems]
+    demos = [encode_demo(tokenizer, problem) for problem in problems]
+    fit(
+        Mixture([model], [1.0]), demos, run, steps=settings["steps"], batch=settings["batch"], lr=settings["lr"],
+        seed=seed, microbatch=settings["batch"], pad=tokenizer.pad_token_id,
+    )  # fmt: skip
+    run.finish(model.save_pretrained, tokenizer.save_pretrained)
+    return run.final
+
+
+def make(folder: Path, seed: int = 0) -> None:
+    """Write base/ and anchor/ to `folder`, replacing what is there. Takes some minutes on two cores."""
+    with tempfile.TemporaryDirectory() as work:
+        base = pretrain(Path(work) / "base", seed)
+        anchor = sft(load_preset("tiny", base=str(base)), Path(work) / "anchor", seed)
+        for name, made in (("base", base), ("anchor", anchor)):
+            shutil.rmtree(folder / name, ignore_errors=True)
+            shutil.copytree(made, folder / name)

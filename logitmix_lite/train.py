@@ -1,0 +1,230 @@
+"""The RL loop: algorithm 1, algorithm 2 and the baselines differ only in the `Method` they run under."""
+
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from .evaluate import evaluate
+from .grpo import group_advantages, grpo_loss, kl_k3, sequence_mean
+from .mixture import Mixture
+from .models import frozen_fingerprint, load_tokenizer, make_mixture, trainable
+from .presets import Preset, check, load_preset
+from .rewards import grade
+from .rollout import Rollouts, completion_logprobs, rollout
+from .runs import Run, batch_indices
+from .schedules import Adaptive, Fixed
+from .tasks import encode_prompt, load_task
+
+
+@dataclass(frozen=True)
+class Method:
+    """What tells the methods apart: where theta starts, whether and how it is mixed with ref, whether KL is paid."""
+
+    init: str
+    mixes: bool = False
+    rule: str = "logit"
+    adaptive: bool = False
+    kl: bool = False
+
+
+METHODS = {
+    "fixed": Method("base", mixes=True),
+    "adaptive": Method("base", mixes=True, adaptive=True),
+    "prob": Method("base", mixes=True, rule="prob"),
+    "grpo-kl": Method("anchor", kl=True),
+    "grpo": Method("base"),
+}
+
+
+def check_flags(method: str, alpha: float | None, beta: float | None) -> Method:
+    """The named method; raises ValueError if it is unknown or would ignore an alpha or beta that was asked for."""
+    if method not in METHODS:
+        raise ValueError(f"unknown method {method!r}: choose one of {', '.join(METHODS)}")
+    how = METHODS[method]
+    if alpha is not None and not how.mixes:
+        raise ValueError(f"{method} does not mix, so alpha has no meaning for it")
+    if beta is not None and not how.kl:
+        raise ValueError(f"{method} has no KL term, so beta has no meaning for it")
+    return how
+
+
+def train(
+    preset: Preset | str, method: str, out: str | Path, *, seed: int = 0, init: str | None = None, resume: bool = False
+) -> dict:
+    """Train theta on `preset.task` and write a run to `out`; returns the last line of its metrics.
+
+    method: one of METHODS. init: where theta starts, if not where the method has it: "base", "anchor", or a path.
+    resume: go on from the checkpoint in `out`; the result is, on a CPU bit for bit, that of a run never interrupted.
+    Raises ValueError for settings that cannot work, before anything is written."""
+    preset = load_preset(preset) if isinstance(preset, str) else preset
+    check(preset)
+    how = check_flags(method, None, None)
+    task = load_task(
+        preset.task, train=preset.train_size, validation=preset.validation_size, test=preset.test_size, where=preset.where
+    )
+    tokenizer = load_tokenizer(preset.base)
+    torch.manual_seed(seed)  # a LoRA adapter's random start
+    init = init or how.init
+    mixture = make_mixture(
+        preset.anchor if init == "anchor" else init, preset.anchor if how.mixes or how.kl else None, preset.base,
+        preset.alpha if how.mixes else 0.0, how.rule, rank=preset.lora_rank, scale=preset.lora_alpha, dtype=preset.dtype,
+    )  # fmt: skip
+    config = {"command": "train", "method": method, "seed": seed, "init": init, **asdict(preset)}
+    config["frozen"] = frozen_fingerprint(mixture)
+    run = Run(out, config, resume)
+    try:
+        return Trainer(mixture, tokenizer, task, preset, how, seed, run).run()
+    except KeyboardInterrupt:
+        print(f"\nStopped. Every finished step is in {out}: the same command with --resume goes on from there.")
+        raise
+
+
+class Trainer:
+    """One run: the mixture, its optimiser and its problems. `step()` is the algorithm, the rest is bookkeeping."""
+
+    def __init__(self, mixture: Mixture, tokenizer, task, preset: Preset, method: Method, seed: int, run: Run):
+        self.mixture, self.tokenizer, self.task, self.preset, self.run_folder = mixture, tokenizer, task, preset, run
+        self.seed, self.beta = seed, preset.beta if method.kl else 0.0
+        alpha = preset.alpha if method.mixes else 0.0
+        self.schedule = (
+            Adaptive(alpha, preset.offset, preset.scale, preset.smoothing) if method.adaptive else Fixed(alpha)
+        )
+        self.parameters = trainable(mixture)
+        self.optimizer = torch.optim.AdamW(self.parameters.values(), lr=preset.lr, weight_decay=0)
+
+    def run(self) -> dict:
+        """All steps from the last checkpoint on, with a line of metrics and a checkpoint after each."""
+        preset, run = self.preset, self.run_folder
+        state = run.restore(self.parameters, self.optimizer)
+        self.set_alpha(state.get("alpha", self.schedule.alpha))
+        line = state.get("line", {})
+        bar = tqdm(range(state["step"] + 1, preset.steps + 1), initial=state["step"] + 1, total=preset.steps + 1, unit="step")
+        for step in bar:
+            began = time.perf_counter()
+            line = {"step": step, **(self.step(step) if step > 0 else {"alpha": self.schedule.alpha})}
+            if step % preset.eval_every == 0 or step == preset.steps:
+                line |= self.evaluate(self.task.test)
+            line["seconds"] = round(time.perf_counter() - began, 3)
+            run.log(line)
+            if step % preset.save_every == 0 or step == preset.steps:
+                run.save(step, self.parameters, self.optimizer, alpha=self.schedule.alpha, line=line)
+            shown = {name: f"{line[name]:.3f}" for name in ("reward", "accuracy") if line.get(name) is not None}
+            bar.set_postfix(shown | {"alpha": f"{line['alpha']:.2f}"})
+        run.finish(self.mixture.save_pretrained, self.tokenizer.save_pretrained)
+        return line
+
+    def step(self, step: int) -> dict:
+        """Algorithm 1: sample from the mixture, reward, advantages (equation 4), ascend (equation 6)."""
+        preset = self.preset
+        problems = [self.task.train[k] for k in batch_indices(step, preset.prompts, len(self.task.train), self.seed)]
+        rollouts = self.rollout(problems, step)
+        grades = [
+            grade(text, problems[k // preset.samples].answer) for k, text in enumerate(rollouts.texts(self.tokenizer))
+        ]
+        rewards = torch.tensor([float(g.correct) for g in grades], device=rollouts.logps.device)
+        advantages = group_advantages(rewards.view(-1, preset.samples)).flatten()
+        tokens = int(rollouts.mask.sum())
+        metrics = {
+            "reward": rewards.mean().item(),
+            "format_rate": sum(g.formatted for g in grades) / len(grades),
+            "number_rate": sum(g.number for g in grades) / len(grades),
+            "alpha": self.schedule.alpha,
+            # minus the mean log-prob of what was sampled estimates the entropy without bias, from tokens in hand
+            "entropy": -rollouts.logps.sum().item() / tokens,
+            "dead_groups": (advantages.view(-1, preset.samples) == 0).all(-1).float().mean().item(),
+            "truncated": rollouts.truncated.float().mean().item(),
+            "length": tokens / len(grades),
+            "tokens": tokens,
+        }
+        metrics |= self.update(rollouts, advantages)
+        if isinstance(self.schedule, Adaptive):
+            metrics |= self.adapt()
+        return metrics
+
+    def rollout(self, problems, step: int) -> Rollouts:
+        prompts = [encode_prompt(self.tokenizer, p.question, self.task.instruction) for p in problems]
+        return rollout(
+            self.mixture, prompts, samples=self.preset.samples, max_new_tokens=self.preset.max_new_tokens,
+            temperature=self.preset.temperature, seed=[self.seed, step],
+            eos=self.tokenizer.eos_token_id, pad=self.tokenizer.pad_token_id,
+        )  # fmt: skip
+
+    def update(self, rollouts: Rollouts, advantages: Tensor) -> dict:
+        """`preset.epochs` optimiser steps on one batch of rollouts. Microbatches sum to the loss of the whole batch."""
+        preset, total = self.preset, len(advantages)
+        # Without KL, completions of zero advantage have zero gradient: they count in the mean and cost no compute.
+        used = torch.arange(total, device=advantages.device) if self.beta else advantages.nonzero().squeeze(-1)
+        used = used[rollouts.mask[used].sum(-1).argsort(stable=True)]  # like lengths together: less padding
+        ref_logp = self.reference_logprobs(rollouts, used) if self.beta else None
+        metrics = {"loss": 0.0, "kl": None, "grad_norm": None, "clip_fraction": 0.0, "logp_gap": 0.0}
+        if len(used) == 0:  # nothing to learn from; still compare the trainer's log-probs with the sampler's
+            with torch.no_grad():
+                logp = self.logprobs(rollouts, torch.arange(1, device=used.device))
+            return metrics | {"logp_gap": (logp - rollouts.logps[:1]).abs().max().item()}
+        for epoch in range(preset.epochs):
+            loss, kl, clipped, gap = 0.0, 0.0, 0.0, 0.0
+            for rows in used.split(preset.microbatch):
+                logp, old, mask = self.logprobs(rollouts, rows), rollouts.logps[rows], rollouts.mask[rows]
+                part = grpo_loss(logp, old, advantages[rows], mask, preset.clip) * len(rows) / total
+                if self.beta:
+                    k3 = sequence_mean(kl_k3(logp, ref_logp[rows]), mask).sum() / total
+                    part, kl = part + self.beta * k3, kl + k3.item()
+                if part.requires_grad:  # at alpha = 1 the policy is ref, and theta gets no gradient
+                    part.backward()
+                loss += part.item()
+                with torch.no_grad():
+                    moved = (logp - old).exp() - 1
+                    binds = (moved * advantages[rows].sign()[:, None] > preset.clip) & mask.bool()
+                    clipped += binds.sum().item() / rollouts.mask[used].sum().item()
+                    gap = max(gap, (logp - old).abs().max().item())
+            norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), preset.max_grad_norm)
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+            if epoch == 0:  # theta is still the policy that sampled
+                metrics |= {"loss": loss, "kl": kl if self.beta else None, "grad_norm": norm.item(), "logp_gap": gap}
+        return metrics | {"clip_fraction": clipped}
+
+    def logprobs(self, rollouts: Rollouts, rows: Tensor) -> Tensor:
+        """The training pass over some of the completions, `[n, T]`, at the temperature that sampled them."""
+        prompts = rows // rollouts.samples
+        return completion_logprobs(
+            self.mixture, rollouts.prompt_ids[prompts], rollouts.prompt_mask[prompts],
+            rollouts.completions[rows], rollouts.mask[rows], self.preset.temperature,
+        )  # fmt: skip
+
+    @torch.no_grad()
+    def reference_logprobs(self, rollouts: Rollouts, used: Tensor) -> Tensor:
+        """Log-probs of the completions under ref alone, `[N, T]`, once a batch; rows not in `used` hold 0."""
+        logp = torch.zeros_like(rollouts.logps)
+        with self.mixture.using((0.0, 1.0)):
+            for rows in used.split(self.preset.microbatch):
+                logp[rows] = self.logprobs(rollouts, rows).to(logp.dtype)
+        return logp
+
+    def adapt(self) -> dict:
+        """Equations 7 to 9: greedy decodes of the validation problems by the mixture and by theta set the next alpha."""
+        mixed = self.evaluation(self.task.validation)
+        with self.mixture.using((1.0, 0.0)):
+            theta = self.evaluation(self.task.validation)
+        found = self.schedule.update([g.correct for g in mixed.grades], [g.correct for g in theta.grades])
+        self.set_alpha(found.pop("alpha"))
+        return found
+
+    def set_alpha(self, alpha: float) -> None:
+        self.schedule.alpha = alpha
+        if len(self.mixture.weights) == 2:
+            self.mixture.alpha = alpha
+
+    def evaluation(self, problems):
+        return evaluate(
+            self.mixture, self.tokenizer, problems, instruction=self.task.instruction,
+            max_new_tokens=self.preset.max_new_tokens, batch=self.preset.eval_batch,
+        )  # fmt: skip
+
+    def evaluate(self, problems) -> dict:
+        found = self.evaluation(problems)
+        return {"accuracy": found.accuracy, "test_format_rate": found.format_rate, "test_number_rate": found.number_rate}

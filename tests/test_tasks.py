@@ -1,0 +1,184 @@
+"""Problem sets: right, disjoint, reproducible; errors that say where; prompts and demonstrations as tokens."""
+
+import json
+import re
+from functools import partial
+
+import pytest
+from tokenizers import Tokenizer, decoders
+from tokenizers.models import BPE
+from transformers import PreTrainedTokenizerFast
+
+from logitmix_lite.rewards import grade
+from logitmix_lite.tasks import (
+    CHAINS,
+    TASKS,
+    WORDS,
+    Chain,
+    Problem,
+    chain,
+    encode_demo,
+    encode_prompt,
+    load_task,
+    normalised,
+)
+
+
+def equations(text):
+    """Each `a op b = c` of a text, as (left, right)."""
+    return re.findall(r"(-?\d+ ?[-+*/] ?\d+) ?= ?(-?\d+)", text)
+
+
+@pytest.mark.parametrize("name", CHAINS)
+def test_chains_are_right(name):
+    kind, task = CHAINS[name], load_task(name, train=500)
+    for problem in task.train + task.validation + task.test:
+        numbers = [int(n) for n in re.findall(r"\d+", problem.question)]
+        assert kind.terms[0] <= len(numbers) <= kind.terms[1] and all(1 <= n < kind.below for n in numbers)
+        assert str(eval(problem.question.removesuffix("?"))) == problem.answer
+        steps = equations(problem.solution)
+        assert len(steps) == len(numbers) - 1 and all(eval(left) == int(right) for left, right in steps)
+        work = ";".join(f"{left}={right}" for left, right in steps)
+        assert problem.solution == f"{work}; \\boxed{{{problem.answer}}}"
+    assert task.instruction == ""
+
+
+@pytest.mark.parametrize("name", WORDS)
+def test_word_problems_are_right(name):
+    kind, task = WORDS[name], load_task(name, train=2000)
+    steps_seen, signs_seen = set(), set()
+    for problem in task.train + task.test:
+        steps = equations(problem.solution)
+        assert all(eval(left) == int(right) for left, right in steps) and steps[-1][1] == problem.answer
+        assert problem.solution.endswith(f"The answer is \\boxed{{{problem.answer}}}.")
+        given = [int(n) for n in re.findall(r"\d+", problem.question)]
+        used = [int(n) for left, _ in steps for n in re.findall(r"\d+", left)]
+        assert len(given) == len(steps) + 1 and set(given) <= set(used)
+        assert all(2 <= n < kind.below for n in given) and int(problem.answer) >= 2
+        assert not re.search(r"[{}]|  |\bNone\b", problem.question)
+        steps_seen.add(len(steps))
+        signs_seen |= {sign for left, _ in steps for sign in re.findall("[-+*/]", left)}
+    assert steps_seen == set(kind.steps) and signs_seen == set(kind.operations)
+    assert "\\boxed{}" in task.instruction
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_sets_are_disjoint_reproducible_and_do_not_depend_on_the_size_of_train(name):
+    task = load_task(name, train=300, validation=40, test=50, seed=1)
+    problems = task.train + task.validation + task.test
+    assert [len(task.train), len(task.validation), len(task.test)] == [300, 40, 50]
+    assert len({normalised(problem.question) for problem in problems}) == 390
+    assert load_task(name, train=300, validation=40, test=50, seed=1) == task
+    more = load_task(name, train=900, validation=40, test=50, seed=1)
+    assert (more.test, more.validation, more.train[:300]) == (task.test, task.validation, task.train)
+    assert load_task(name, train=300, validation=40, test=50, seed=2).test != task.test
+    assert all(grade(p.solution, p.answer).correct for p in problems)
+
+
+def test_demonstrations_never_show_a_test_question():
+    for easy, hard in (("chain-easy", "chain"), ("words-easy", "words")):
+        shown = {problem.question for problem in load_task(easy).train}
+        hard = load_task(hard)
+        assert not shown & {problem.question for problem in hard.test + hard.validation}
+
+
+def test_the_first_test_problem_is_the_same_on_every_machine():
+    # Shipped checkpoints and results were made on these sets: a change here asks for all of them to be remade.
+    assert load_task("words").test[0].question == (
+        "Priya has 47 marbles. Fatima has 60 marbles. How many marbles do Priya and Fatima have together?"
+    )
+
+
+def write(path, *lines):
+    path.write_text("\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines), encoding="utf-8")
+    return str(path)
+
+
+def test_jsonl(tmp_path):
+    lines = [{"question": f"Q{k}?", "answer": float(k), "solution": f"\\boxed{{{k}}}"} for k in range(30)]
+    file = write(tmp_path / "a.jsonl", *lines, "", {"question": "q3?  ", "answer": "copy"})
+    task = load_task(file, train=10, validation=5, test=5)
+    assert [len(task.train), len(task.validation), len(task.test)] == [10, 5, 5]
+    assert Problem("Q3?", "3", "\\boxed{3}") in load_task(file, train=99, validation=0, test=0).train
+    everything = load_task(file, train=99, validation=5, test=5)
+    assert len(everything.train) == 20 and everything.test == task.test and everything.validation == task.validation
+    assert len({problem.question for problem in everything.train + task.test + task.validation}) == 30
+
+
+@pytest.mark.parametrize(
+    "lines, message",
+    [
+        ([{"question": "a", "answer": 1}, {"question": "b"}], "line 2: no 'answer'"),
+        ([{"question": "a", "answer": 1}, "", {"question": "", "answer": 1}], "line 3: no 'question'"),
+        (['{"question": "a", "answer": 1}', "{oops"], "line 2: not JSON"),
+        (["[1, 2]"], "line 1: not an object"),
+        ([{"question": "a", "answer": [1]}], "line 1: question must be text, and answer text or a number"),
+        ([""], "is empty"),
+        ([{"question": "a", "answer": 1}], "has 1 different questions, fewer than 500 for test"),
+    ],
+)
+def test_bad_jsonl_says_where_and_what(tmp_path, lines, message):
+    file = write(tmp_path / "bad.jsonl", *lines)
+    with pytest.raises(ValueError, match=re.escape(message)) as error:
+        load_task(file)
+    assert "bad.jsonl" in str(error.value) and "\n" not in str(error.value)
+
+
+def test_bad_requests(tmp_path, monkeypatch):
+    monkeypatch.setitem(TASKS, "chain-easy", partial(chain, Chain(terms=(2, 2), below=4)))  # 18 different ones
+    (tmp_path / "latin.jsonl").write_bytes(b"\xff\xfe")
+    file = write(tmp_path / "a.jsonl", {"question": "a", "answer": 1, "level": 2})
+    for arguments, message in (
+        (dict(name="chian"), "no task 'chian': use chain, chain-easy, words, words-easy or the path"),
+        (dict(name="nowhere.jsonl"), "can't read nowhere.jsonl: No such file"),
+        (dict(name=str(tmp_path / "latin.jsonl")), "it is not UTF-8 text"),
+        (dict(name="chain", where={"type": ["x"]}), "the problems of chain are generated"),
+        (dict(name=file, where={"type": ["x"]}), "has the field 'type'"),
+        (dict(name=file, where={"level": [1, 3]}), "has level 1 or 3; there is 2"),
+        (dict(name="chain", test=-1), "can't be negative"),
+        (dict(name="chain-easy"), "hardly more than 18 different problems: ask for fewer than 4600"),
+    ):
+        with pytest.raises(ValueError, match=re.escape(message)):
+            load_task(**arguments)
+    assert len(load_task(file, validation=0, test=0, where={"level": ["2"]}).train) == 1
+
+
+def test_where_on_mawps(shared_data):
+    file = shared_data / "mawps.jsonl"
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    wanted = {row["question"] for row in rows if row["type"] in ("singleop", "addsub")}
+    task = load_task(str(file), train=9999, where={"type": ["singleop", "addsub"]})
+    problems = task.train + task.validation + task.test
+    assert len(task.test) == 500 and 800 < len(problems) <= 870
+    assert {problem.question for problem in problems} <= wanted
+    assert len({normalised(problem.question) for problem in problems}) == len(problems)
+    assert not any(problem.answer.endswith(".0") for problem in problems)
+
+
+CHAT = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}{{ '<assistant>' if add_generation_prompt }}"
+
+
+@pytest.fixture
+def tokenizer():
+    """One token a character, and an end token."""
+    characters = sorted(set(map(chr, range(32, 127))))
+    model = BPE({token: k for k, token in enumerate(["<eos>", *characters])}, merges=[])
+    inner = Tokenizer(model)
+    inner.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="<eos>")
+
+
+def test_prompts_and_demonstrations(tokenizer):
+    problem = Problem("1+2?", "3", "1+2=3; \\boxed{3}")
+    prompt, completion = encode_demo(tokenizer, problem)
+    assert tokenizer.decode(prompt) == "1+2?" and prompt == encode_prompt(tokenizer, "1+2?")
+    assert tokenizer.decode(completion[:-1]) == problem.solution and completion[-1] == tokenizer.eos_token_id
+    _, completion = encode_demo(tokenizer, Problem("1+2?", "3"))
+    assert tokenizer.decode(completion) == "\\boxed{3}<eos>"
+    assert tokenizer.decode(encode_prompt(tokenizer, "1+2?", "Box it.")) == "1+2? Box it."
+
+    tokenizer.chat_template = CHAT
+    prompt, again = encode_demo(tokenizer, problem, "Box it.")
+    assert tokenizer.decode(prompt) == "<user>1+2? Box it.<assistant>" and all(isinstance(k, int) for k in prompt)
+    assert tokenizer.decode(again) == problem.solution + "<eos>"
+    assert tokenizer.decode(encode_prompt(tokenizer, "1+2?")) == "<user>1+2?<assistant>"
