@@ -26,7 +26,9 @@ def main(arguments: list[str] | None = None) -> None:
 def make_parser():
     from .presets import PRESETS
 
-    parser = argparse.ArgumentParser(prog=PROGRAM, description="Logit averaging inside GRPO, from a tiny model to Qwen2.5-7B.")
+    parser = argparse.ArgumentParser(
+        prog=PROGRAM, description="Logit averaging inside GRPO, from a tiny model to Qwen2.5-7B."
+    )
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
 
     def command(name: str, help: str, preset_flags: bool = False) -> argparse.ArgumentParser:
@@ -48,10 +50,16 @@ def make_parser():
         added.add_argument("--seed", type=int, default=0, help="of data order, sampling and LoRA's start (default: 0)")
         added.add_argument("--out", required=True, help="folder of the run")
         added.add_argument("--resume", action="store_true", help="go on with the run in --out")
-    evaluate = command("evaluate", "greedy accuracy of a model, adapter or mixture on held-out problems", preset_flags=True)
-    evaluate.add_argument("--model", required=True, help="a run's final/ folder, tiny-base, tiny-anchor, smol, or a Hub id")
+    evaluate = command(
+        "evaluate", "greedy accuracy of a model, adapter or mixture on held-out problems", preset_flags=True
+    )
+    evaluate.add_argument(
+        "--model", required=True, help="a run's final/ folder, tiny-base, tiny-anchor, smol, or a Hub id"
+    )
     evaluate.add_argument("--out", help="folder for summary.json and one line a problem (default: only print)")
-    sweep = command("sweep", "train several methods with several seeds, then report; finished runs are kept", preset_flags=True)
+    sweep = command(
+        "sweep", "train several methods with several seeds, then report; finished runs are kept", preset_flags=True
+    )
     sweep.add_argument("--methods", default="fixed,grpo-kl", help="separated by commas (default: fixed,grpo-kl)")
     sweep.add_argument("--seeds", default="0,1,2", help="separated by commas (default: 0,1,2)")
     sweep.add_argument("--out", required=True, help="folder of the runs")

@@ -12,7 +12,7 @@ from .models import load_policy, load_tokenizer, make_mixture
 from .presets import Preset
 from .rewards import Grade, grade
 from .rollout import rollout
-from .tasks import Problem, encode_prompt, load_task
+from .tasks import Problem, encode_prompt
 
 
 @dataclass
@@ -62,7 +62,15 @@ class Evaluation:
 
 
 def evaluate(
-    policy, tokenizer, problems: Sequence[Problem], *, instruction="", max_new_tokens=64, batch=100, temperature=0.0, seed=0
+    policy,
+    tokenizer,
+    problems: Sequence[Problem],
+    *,
+    instruction="",
+    max_new_tokens=64,
+    batch=100,
+    temperature=0.0,
+    seed=0,
 ) -> Evaluation:
     """Decode each problem once with a Mixture or any causal language model (greedily by default) and grade it.
 
@@ -71,7 +79,9 @@ def evaluate(
     order = sorted(range(len(problems)), key=lambda k: len(prompts[k]))
     texts, truncated = [""] * len(problems), [False] * len(problems)
     chunks = [order[start : start + batch] for start in range(0, len(order), batch)]
-    for number, chunk in enumerate(tqdm(chunks, desc="evaluate", unit="batch", leave=False, disable=len(chunks) < 2 or None)):
+    for number, chunk in enumerate(
+        tqdm(chunks, desc="evaluate", unit="batch", leave=False, disable=len(chunks) < 2 or None)
+    ):
         rollouts = rollout(
             policy, [prompts[k] for k in chunk], max_new_tokens=max_new_tokens, temperature=temperature,
             seed=[seed, number], eos=tokenizer.eos_token_id, pad=tokenizer.pad_token_id,
@@ -82,7 +92,9 @@ def evaluate(
     return Evaluation(list(problems), texts, grades, truncated)
 
 
-def evaluate_model(source: str, preset: Preset, alpha: float | None = None, out: str | Path | None = None) -> Evaluation:
+def evaluate_model(
+    source: str, preset: Preset, alpha: float | None = None, out: str | Path | None = None
+) -> Evaluation:
     """Evaluate a model, adapter or mixture on the preset's test problems, and write what it said to `out` if given.
 
     alpha: mix it with `preset.anchor` (or, if it is a mixture, set its alpha)."""
@@ -93,9 +105,7 @@ def evaluate_model(source: str, preset: Preset, alpha: float | None = None, out:
         if len(policy.weights) == 1:
             policy = make_mixture(source, preset.anchor, preset.base, alpha, rank=preset.lora_rank, dtype=preset.dtype)
         policy.alpha = alpha
-    task = load_task(
-        preset.task, train=preset.train_size, validation=preset.validation_size, test=preset.test_size, where=preset.where
-    )
+    task = preset.problems()
     found = evaluate(
         policy, load_tokenizer(preset.base), task.test, instruction=task.instruction,
         max_new_tokens=preset.max_new_tokens, batch=preset.eval_batch,

@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 
 def group_advantages(rewards: Tensor, eps: float = 1e-4) -> Tensor:
@@ -31,9 +32,10 @@ def kl_k3(logp: Tensor, ref_logp: Tensor) -> Tensor:
     `d = ref_logp - logp`. Its mean over the policy's own samples is the exact KL.
 
     Used as a plain loss term, as GRPO does (arXiv:2402.03300), its mean *gradient* is that of KL(reference || policy),
-    because the samples are held fixed; weighted by the ratio policy / old policy it would be that of the KL above."""
+    because the samples are held fixed; weighted by the ratio policy / old policy it would be that of the KL above.
+    Padding must be finite: a mask drops its value afterwards, but inf or nan there would still spoil the gradient."""
     difference = ref_logp - logp
-    return difference.exp() - difference - 1
+    return difference.expm1() - difference  # exp(d) - 1 rounds to less than d where d is small
 
 
 def sequence_mean(values: Tensor, mask: Tensor) -> Tensor:
@@ -84,6 +86,7 @@ class _TokenLogprobs(torch.autograd.Function):
         return logps, entropies
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad, _):
         hidden, weight, tokens, jacobian = ctx.saved_tensors
         grad = grad.to(hidden.dtype).unsqueeze(-1)
@@ -91,8 +94,11 @@ class _TokenLogprobs(torch.autograd.Function):
         grad_weight = None
         if ctx.needs_input_grad[1]:  # this one does depend on what comes after, so the logits are made once more
             scaled = grad * hidden
-            grad_weight = torch.zeros_like(weight).index_add_(0, tokens, scaled)
+            # summed in float32 or better: in half precision, small terms would vanish beside the sum
+            grad_weight = torch.zeros_like(weight, dtype=torch.promote_types(weight.dtype, torch.float32))
+            grad_weight.index_add_(0, tokens, scaled.to(grad_weight.dtype))
             for start in range(0, len(tokens), ctx.chunk):
                 rows = slice(start, start + ctx.chunk)
                 grad_weight -= (hidden[rows] @ weight.T).softmax(-1).T @ scaled[rows]
+            grad_weight = grad_weight.to(weight.dtype)
         return grad_hidden, grad_weight, None, None

@@ -64,6 +64,7 @@ def contrastive(expert: Tensor, amateur: Tensor, gamma: float = 1.0, plausibilit
     if not 0 <= plausibility <= 1:
         raise ValueError(f"plausibility is a share of the largest probability, in [0, 1], got {plausibility}")
     ((expert, _), (amateur, _)), dtype = _active([expert, amateur], [1.0, 1.0])
+    amateur = amateur if gamma else expert  # of weight 0: what it masks must not matter
     masked = _masked([expert, amateur])
     log_expert, log_amateur = (x.masked_fill(masked, -math.inf).log_softmax(-1) for x in (expert, amateur))
     score = log_expert - gamma * log_amateur.masked_fill(masked, 0)
@@ -76,15 +77,16 @@ def barycenter_objective(log_pi: Tensor, theta: Tensor, ref: Tensor, alpha: floa
     """Equation 10's objective `(1 - alpha) KL(pi || pi_theta) + alpha KL(pi || pi_ref)`, in nats, `[...]`.
 
     `log_pi` `[..., V]` are log-probs; its minimum over pi is `softmax(mix_logits(...))`, with value `-log_z(...)`."""
-    weights = pair_weights(alpha)
+    ((log_pi, _), *members), dtype = _active([log_pi, theta, ref], [1.0, *pair_weights(alpha)])
     pi = log_pi.exp()
-    kls = [(pi * (log_pi - logit.log_softmax(-1)).masked_fill(pi == 0, 0)).sum(-1) for logit in (theta, ref)]
-    return sum(weight * kl for weight, kl in zip(weights, kls, strict=True) if weight)
+    terms = (w * (pi * (log_pi - x.log_softmax(-1)).masked_fill(pi == 0, 0)).sum(-1) for x, w in members)
+    return sum(terms).to(dtype)
 
 
 def log_z(theta: Tensor, ref: Tensor, alpha: float) -> Tensor:
     """Equation 10: `log sum_a pi_theta(a)^(1-alpha) pi_ref(a)^alpha`, `[...]`; 0 where the two agree, else negative."""
-    return mix_logits(theta.log_softmax(-1), ref.log_softmax(-1), alpha).logsumexp(-1)
+    members, dtype = _active([theta, ref], pair_weights(alpha))
+    return sum(weight * logit.log_softmax(-1) for logit, weight in members).logsumexp(-1).to(dtype)
 
 
 def pair_weights(alpha: float) -> tuple[float, float]:

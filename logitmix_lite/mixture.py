@@ -211,7 +211,9 @@ class Mixture(PreTrainedModel, GenerationMixin):
         """State and output matrix whose product are the mixed logits. Separate heads become one by concatenation:
         `w_1 W_1 h_1 + w_2 W_2 h_2 = [W_1 W_2] [w_1 h_1; w_2 h_2]`."""
         weighted = [(self.weights[k], h) for k, h in zip(self.active, hidden, strict=True)]
-        weighted = [h if w == 1 else (w * h.float()).to(h.dtype) if h.element_size() < 4 else w * h for w, h in weighted]
+        weighted = [
+            h if w == 1 else (w * h.float()).to(h.dtype) if h.element_size() < 4 else w * h for w, h in weighted
+        ]
         heads = [self.models[k].get_output_embeddings().weight for k in self.active]
         if self.shared_head:
             return sum(weighted[1:], start=weighted[0]), heads[0][: self.config.vocab_size]

@@ -1,6 +1,7 @@
 """Where weights come from: the tiny models of this repository, SmolLM2, any folder, or the Hugging Face Hub."""
 
 import os
+import warnings
 from pathlib import Path
 
 import torch
@@ -10,6 +11,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from .mixture import Mixture, MixtureConfig
 from .runs import fingerprint
+
+# PEFT still asks for it by its old name
+warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
 
 DATA = Path(__file__).resolve().parents[1] / "data"
 HOME = Path(os.environ.get("LOGITMIX_HOME", Path.home() / ".cache" / "logitmix_lite"))
@@ -42,7 +46,8 @@ def load_tokenizer(source: str | Path):
 def load_model(source: str | Path, dtype: str = "auto", device: str | None = None) -> PreTrainedModel:
     """A causal language model in evaluation mode, by name, folder or Hub id.
 
-    dtype "auto": float32 on a CPU, bfloat16 on a GPU that has it, else float16. device: default the GPU if there is one."""
+    dtype "auto": float32 on a CPU, bfloat16 on a GPU that has it, else float16. device: default a GPU, if there is one.
+    """
     device = device or default_device()
     if dtype == "auto":
         dtype = "float32" if device == "cpu" else "bfloat16" if torch.cuda.is_bf16_supported(False) else "float16"
@@ -70,7 +75,9 @@ def load_policy(source: str | Path, base: str | None = None, dtype: str = "auto"
     return model if isinstance(model.config, MixtureConfig) else Mixture([model]).eval()
 
 
-def make_mixture(init: str, anchor: str | None, base: str, alpha: float, rule="logit", *, rank=0, scale=32, dtype="auto"):
+def make_mixture(
+    init: str, anchor: str | None, base: str, alpha: float, rule="logit", *, rank=0, scale=32, dtype="auto"
+):
     """The trained mixture: theta starting from `init`, ref frozen at `anchor`, weights `(1 - alpha, alpha)`.
 
     anchor None: theta alone. rank 0: two models. rank > 0: two LoRA adapters (or one and the bare model) on `base`;
@@ -129,13 +136,17 @@ def frozen_fingerprint(model: nn.Module) -> str:
 
 def _load(loader, source: str | Path, **kwargs):
     folder = locate(source)
-    if not Path(folder).is_dir() and (Path(folder).is_absolute() or folder.startswith(("." , "~")) or folder.count("/") != 1):
+    if not Path(folder).is_dir() and (
+        Path(folder).is_absolute() or folder.startswith((".", "~")) or folder.count("/") != 1
+    ):
         raise FileNotFoundError(f"no model at {source}: no such folder")
     try:
         return loader.from_pretrained(folder, **kwargs)
     except OSError as error:
         if Path(folder).is_dir():
-            raise FileNotFoundError(f"{source} holds no {loader.__name__[4:]} that loads: {_first_line(error)}") from None
+            raise FileNotFoundError(
+                f"{source} holds no {loader.__name__[4:]} that loads: {_first_line(error)}"
+            ) from None
         raise FileNotFoundError(
             f"{source} is neither a folder here nor a model that the Hugging Face Hub gave us ({_first_line(error)}): "
             "check the name and the connection"

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, field, fields, replace
 
+from .tasks import Task, load_task
+
 
 def _number(default, help: str):
     return field(default=default, metadata={"help": help})
@@ -27,7 +29,7 @@ class Preset:
     # rollouts
     prompts: int = _number(16, "prompts a step")
     samples: int = _number(8, "completions a prompt (G)")
-    max_new_tokens: int = _number(48, "longest completion, tokens")
+    max_new_tokens: int = _number(64, "longest completion, tokens")
     temperature: float = _number(1.0, "sampling temperature")
     # learning
     steps: int = _number(60, "RL steps")
@@ -53,23 +55,19 @@ class Preset:
     sft_batch: int = _number(32, "demonstrations a step")
     sft_lr: float = _number(3e-4, "learning rate of Adam, with a cosine decay to 0")
 
+    def problems(self) -> Task:
+        """The task of RL: training, validation and test problems, the same for every method and seed."""
+        return load_task(
+            self.task, train=self.train_size, validation=self.validation_size, test=self.test_size, where=self.where
+        )
 
-_QWEN = dict(
-    lora_rank=64,
-    lora_alpha=128,
-    task="math",
-    max_new_tokens=1024,
-    prompts=16,
-    samples=8,
-    steps=200,
-    lr=1e-5,
-    microbatch=8,
-    eval_batch=128,
-    sft_task="math",
-    sft_demos=2000,
-    sft_steps=250,
-    sft_lr=1e-4,
-)
+    def demonstrations(self) -> Task:
+        """The task of supervised fine-tuning: `train` holds the demonstrations, no test problem of RL among them."""
+        where = self.where if self.sft_task == self.task else None
+        return load_task(
+            self.sft_task, train=self.sft_demos, validation=self.validation_size, test=self.test_size, where=where
+        )
+
 
 PRESETS = {
     "tiny": Preset("tiny"),

@@ -27,7 +27,7 @@ LABELS = {
 
 
 def load_runs(folder: str | Path) -> pd.DataFrame:
-    """Every line of every training run below `folder`, with its method, seed and run; raises ValueError if there is none."""
+    """Every line of every training run below `folder`, with its method, seed and run; ValueError if there is none."""
     tables = []
     for path in sorted(Path(folder).rglob("metrics.jsonl")):
         config = read_config(path.parent)
@@ -43,11 +43,15 @@ def mean_and_band(runs: pd.DataFrame, column: str) -> pd.DataFrame:
     """Mean of `column` over seeds at each step, and the half width of its 95 % t-interval (nan for one seed)."""
     groups = runs.dropna(subset=[column]).groupby("step")[column]
     table = groups.agg(["mean", "std", "count"])
-    table["half"] = student.ppf(0.975, (table["count"] - 1).where(table["count"] > 1)) * table["std"] / table["count"] ** 0.5
+    table["half"] = (
+        student.ppf(0.975, (table["count"] - 1).where(table["count"] > 1)) * table["std"] / table["count"] ** 0.5
+    )
     return table
 
 
-def plot_curves(runs: pd.DataFrame, column: str = "accuracy", label: str = "held-out greedy accuracy", ax=None) -> Figure:
+def plot_curves(
+    runs: pd.DataFrame, column: str = "accuracy", label: str = "held-out greedy accuracy", ax=None
+) -> Figure:
     """One line a method over steps; thin lines are seeds, the band is a 95 % interval of their mean."""
     ax = ax or plt.subplots(figsize=(6.4, 4), layout="constrained")[1]
     for method in [m for m in STYLES if m in set(runs["method"])]:
@@ -59,7 +63,9 @@ def plot_curves(runs: pd.DataFrame, column: str = "accuracy", label: str = "held
         count = int(table["count"].max())
         ax.plot(table.index, table["mean"], color=colour, ls=line, marker=marker, ms=5, lw=2,
                 label=f"{LABELS[method]} ({count} seed{'s' * (count > 1)})")  # fmt: skip
-        ax.fill_between(table.index, table["mean"] - table["half"], table["mean"] + table["half"], color=colour, alpha=0.15)
+        ax.fill_between(
+            table.index, table["mean"] - table["half"], table["mean"] + table["half"], color=colour, alpha=0.15
+        )
     ax.set(xlabel="RL step", ylabel=label)
     ax.grid(alpha=0.3)
     ax.legend(frameon=False)
@@ -92,7 +98,11 @@ def report(folder: str | Path, out: str | Path) -> Path:
     runs, out = load_runs(folder), Path(out)
     out.mkdir(parents=True, exist_ok=True)
     runs.to_csv(out / "runs.csv", index=False)
-    figures = {"accuracy": "held-out greedy accuracy", "reward": "reward of the rollouts", "entropy": "entropy, nats a token"}
+    figures = {
+        "accuracy": "held-out greedy accuracy",
+        "reward": "reward of the rollouts",
+        "entropy": "entropy, nats a token",
+    }
     if (runs["method"] == "adaptive").any():
         figures["alpha"] = "alpha, weight of the reference"
     page = [f"# Runs of {', '.join(sorted(set(runs['preset'])))}\n", table(summary(runs)), ""]
@@ -101,7 +111,9 @@ def report(folder: str | Path, out: str | Path) -> Path:
         figure.savefig(out / f"{column}.png", dpi=150)
         plt.close(figure)
         page.append(f"![{label}]({column}.png)\n")
-    page.append("Thin lines are seeds; bands are 95 % t-intervals of their mean. All lines of all runs: [runs.csv](runs.csv).")
+    page.append(
+        "Thin lines are seeds; bands are 95 % t-intervals of their mean. All lines of all runs: [runs.csv](runs.csv)."
+    )
     (out / "report.md").write_text("\n".join(page) + "\n")
     return out / "report.md"
 

@@ -61,7 +61,7 @@ def rollout(
     device = mixture.get_input_embeddings().weight.device
     ends, pad = _special_ids(mixture, eos, pad)
     ends = torch.tensor(ends, device=device)
-    _check_prompts(mixture, prompts, max_new_tokens, temperature)
+    check_prompts(mixture, prompts, max_new_tokens, temperature)
     distinct = {prompt: place for place, prompt in enumerate(dict.fromkeys(map(tuple, prompts)))}
     source = torch.tensor([distinct[tuple(p)] for p in prompts], device=device)
 
@@ -207,7 +207,8 @@ def _special_ids(mixture: Mixture, eos, pad) -> tuple[list[int], int]:
     return eos, pad if pad is not None else eos[0] if eos else 0
 
 
-def _check_prompts(mixture: Mixture, prompts, max_new_tokens: int, temperature: float) -> None:
+def check_prompts(mixture: Mixture, prompts, max_new_tokens: int, temperature: float = 1.0) -> None:
+    """Raise ValueError for what `rollout` cannot sample."""
     if not prompts or not all(len(p) for p in prompts):
         raise ValueError("rollout needs at least one prompt, and every prompt at least one token")
     if temperature < 0:
@@ -215,6 +216,6 @@ def _check_prompts(mixture: Mixture, prompts, max_new_tokens: int, temperature: 
     context, longest = mixture.config.max_position_embeddings, max(map(len, prompts))
     if longest + max_new_tokens > context:
         raise ValueError(
-            f"the longest prompt has {longest} tokens; with {max_new_tokens} new ones it exceeds the model's context of "
-            f"{context}: shorten the prompt or ask for fewer tokens"
+            f"the longest prompt has {longest} tokens; with {max_new_tokens} new ones it exceeds the model's context "
+            f"of {context}: shorten the prompt or ask for fewer tokens"
         )

@@ -109,7 +109,9 @@ def batch_indices(step: int, size: int, total: int, seed: int) -> list[int]:
 
     A function of step and seed alone, so a resumed run sees the same data."""
     places = range((step - 1) * size, step * size)
-    shuffles = {epoch: np.random.default_rng([seed, epoch]).permutation(total) for epoch in {p // total for p in places}}
+    shuffles = {
+        epoch: np.random.default_rng([seed, epoch]).permutation(total) for epoch in {p // total for p in places}
+    }
     return [int(shuffles[p // total][p % total]) for p in places]
 
 
@@ -132,4 +134,6 @@ def _replace(path: Path, write: Callable[[Path], object]) -> None:
         tmp.replace(path)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
         tmp.unlink(missing_ok=True)
-        raise OSError(f"could not write {path} ({error}); what was there before is untouched, free some space") from None
+        raise OSError(
+            f"could not write {path} ({error}); what was there before is untouched, free some space"
+        ) from None

@@ -12,16 +12,16 @@ from .models import add_lora, load_model, load_tokenizer, save_policy, trainable
 from .presets import Preset, load_preset
 from .rollout import completion_logprobs, pad_rows
 from .runs import Run, batch_indices
-from .tasks import encode_demo, load_task
+from .tasks import encode_demo
 
 
 def sft(preset: Preset | str, out: str | Path, seed: int = 0, resume: bool = False) -> Path:
     """Fine-tune `preset.base` on `preset.sft_demos` worked solutions of `preset.sft_task`; returns the model's folder.
 
-    Full weights, or a LoRA adapter where `preset.lora_rank` is not 0. Raises ValueError for settings that cannot work."""
+    Full weights, or a LoRA adapter where `preset.lora_rank` is not 0. ValueError for settings that cannot work."""
     preset = load_preset(preset) if isinstance(preset, str) else preset
     tokenizer = load_tokenizer(preset.base)
-    task = load_task(preset.sft_task, train=preset.sft_demos, where=preset.where if preset.sft_task == preset.task else None)
+    task = preset.demonstrations()
     demos = [encode_demo(tokenizer, problem, task.instruction) for problem in task.train]
     torch.manual_seed(seed)  # the adapter's random start
     model = load_model(preset.base, preset.dtype)
@@ -30,28 +30,48 @@ def sft(preset: Preset | str, out: str | Path, seed: int = 0, resume: bool = Fal
         mixture = Mixture([model], [1.0], adapters=["default"])
     else:
         mixture = Mixture([model], [1.0])
-    settings = {name: getattr(preset, name) for name in vars(preset) if name.startswith(("sft_", "base", "lora", "dtype"))}
+    settings = {
+        name: getattr(preset, name) for name in vars(preset) if name.startswith(("sft_", "base", "lora", "dtype"))
+    }
     run = Run(out, {"command": "sft", "preset": preset.name, "seed": seed} | settings, resume)
-    fit(mixture, demos, run, steps=preset.sft_steps, batch=preset.sft_batch, lr=preset.sft_lr, seed=seed,
-        microbatch=preset.microbatch, pad=tokenizer.pad_token_id)
+    fit(
+        mixture,
+        demos,
+        run,
+        steps=preset.sft_steps,
+        batch=preset.sft_batch,
+        lr=preset.sft_lr,
+        seed=seed,
+        microbatch=preset.microbatch,
+        pad=tokenizer.pad_token_id,
+    )
     run.finish(lambda folder: save_policy(model, folder, preset.base), tokenizer.save_pretrained)
     return run.final
 
 
 def fit(
-    mixture: Mixture, demos: Sequence[tuple[list[int], list[int]]], run: Run, *,
-    steps: int, batch: int, lr: float, seed: int, microbatch: int, pad: int,
+    mixture: Mixture,
+    demos: Sequence[tuple[list[int], list[int]]],
+    run: Run,
+    *,
+    steps: int,
+    batch: int,
+    lr: float,
+    seed: int,
+    microbatch: int,
+    pad: int,
 ) -> None:
     """Minimise the mean negative log-likelihood of the demos' completion tokens (prompts are read, not trained).
 
-    demos: pairs of prompt and completion token ids. The learning rate falls to 0 along a cosine."""
+    demos: pairs of prompt and completion token ids. The learning rate rises over the first tenth of the steps,
+    then falls to 0 along a cosine."""
     parameters = trainable(mixture)
     optimizer = torch.optim.AdamW(parameters.values(), lr=lr, betas=(0.9, 0.95), weight_decay=0)
     first = max(0, run.restore(parameters, optimizer)["step"]) + 1
     for step in tqdm(range(first, steps + 1), initial=first - 1, total=steps, desc="sft", unit="step"):
         chosen = [demos[k] for k in batch_indices(step, batch, len(demos), seed)]
         for group in optimizer.param_groups:
-            group["lr"] = lr * 0.5 * (1 + cos(pi * (step - 1) / steps))
+            group["lr"] = lr * min(1, 10 * step / steps) * 0.5 * (1 + cos(pi * (step - 1) / steps))
         tokens, loss = sum(len(completion) for _, completion in chosen), 0.0
         for start in range(0, len(chosen), microbatch):
             prompts, completions = zip(*chosen[start : start + microbatch], strict=True)

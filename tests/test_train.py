@@ -1,0 +1,259 @@
+"""The loop: invariants of the method, resuming bit for bit, and what a run writes. All on the shipped tiny models."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import logitmix_lite.runs
+from logitmix_lite import load_policy, load_preset, train
+from logitmix_lite.grpo import group_advantages
+from logitmix_lite.mixture import Mixture
+from logitmix_lite.models import load_model, load_tokenizer, locate, make_mixture
+from logitmix_lite.runs import Run, batch_indices, read_config, read_metrics
+from logitmix_lite.sft import fit, sft
+from logitmix_lite.tasks import encode_demo, load_task
+from logitmix_lite.train import METHODS, Trainer
+
+SMALL = dict(prompts=4, samples=4, steps=3, test_size=8, validation_size=8, eval_every=3, max_new_tokens=64)
+ANCHOR = Path(locate("tiny-anchor")) / "model.safetensors"
+ALWAYS = {"step", "reward", "format_rate", "alpha", "loss", "entropy", "kl", "tokens", "seconds", "logp_gap"}
+
+
+def small(**changes):
+    return load_preset("tiny", **(SMALL | changes))
+
+
+def theta(folder) -> dict:
+    weights = load_file(Path(folder) / "final" / "member_0" / "model.safetensors")
+    assert weights
+    return weights
+
+
+def same(first: dict, second: dict) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def untimed(folder) -> list[dict]:
+    return [{k: v for k, v in line.items() if k != "seconds"} for line in read_metrics(folder)]
+
+
+def trainer(tmp_path, method="fixed", **changes) -> Trainer:
+    preset, how = small(**changes), METHODS[method]
+    mixture = make_mixture(
+        preset.base if how.init == "base" else preset.anchor,
+        preset.anchor,
+        preset.base,
+        preset.alpha * how.mixes,
+        how.rule,
+    )
+    task = load_task("chain", train=100, validation=8, test=8)
+    return Trainer(mixture, load_tokenizer(preset.base), task, preset, how, 0, Run(tmp_path / "run", {}))
+
+
+def scored_batch(trainer, signal: bool = True):
+    """Rollouts of one step, with advantages that hold some dead groups and some live ones."""
+    rollouts = trainer.rollout(trainer.task.train[:4], 1)
+    rewards = torch.tensor([[1.0, 0, 0, 1], [0, 0, 0, 0], [1, 1, 1, 0], [1, 1, 1, 1]])
+    return rollouts, group_advantages(rewards).flatten()
+
+
+def gradients(trainer) -> dict:
+    found = {}
+    trainer.optimizer.step = lambda: found.update({n: p.grad.clone() for n, p in trainer.parameters.items()})
+    return found
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_runs_and_logs(tmp_path, method):
+    last = train(small(), method, tmp_path / "run")
+    lines = read_metrics(tmp_path / "run")
+    assert [line["step"] for line in lines] == [0, 1, 2, 3]
+    assert "accuracy" in lines[0] and "accuracy" in lines[3] and "accuracy" not in lines[1]
+    for line in lines[1:]:
+        assert line.keys() >= ALWAYS
+        assert line["logp_gap"] < 1e-4
+        assert (line["kl"] is not None) == (method == "grpo-kl")
+    assert last == lines[-1]
+    assert read_config(tmp_path / "run")["versions"]["torch"]
+    assert load_policy(tmp_path / "run" / "final").rule == METHODS[method].rule
+
+
+def test_alpha_zero_is_plain_grpo_bit_for_bit(tmp_path):
+    train(small(alpha=0.0), "fixed", tmp_path / "mixed", init="anchor")
+    train(small(), "grpo", tmp_path / "plain", init="anchor")
+    assert same(theta(tmp_path / "mixed"), theta(tmp_path / "plain"))
+    assert untimed(tmp_path / "mixed") == untimed(tmp_path / "plain")
+    assert not same(theta(tmp_path / "plain"), load_file(ANCHOR)), "nothing was trained: the test proves nothing"
+
+
+def test_alpha_one_leaves_theta_alone(tmp_path):
+    run = trainer(tmp_path, alpha=1.0)
+    before = {name: p.detach().clone() for name, p in run.parameters.items()}
+    metrics = run.update(*scored_batch(run))
+    assert metrics["logp_gap"] < 1e-4
+    assert all(torch.equal(before[name], p) for name, p in run.parameters.items())
+
+
+@pytest.mark.parametrize("method, epochs", [("fixed", 1), ("grpo-kl", 2), ("prob", 1)])
+def test_microbatches_change_nothing(tmp_path, method, epochs):
+    results = []
+    for size in (1, 3, 16):
+        run = trainer(tmp_path / str(size), method, microbatch=size, epochs=epochs)
+        found = gradients(run)
+        metrics = run.update(*scored_batch(run))
+        results.append((metrics, found))
+    (first, expected), *others = results
+    assert first["loss"] != 0 and any(g.abs().max() > 1e-4 for g in expected.values())
+    for metrics, found in others:
+        for name, value in metrics.items():
+            assert value is None or value == pytest.approx(first[name], rel=1e-4, abs=1e-5), name
+        for name in expected:
+            torch.testing.assert_close(found[name], expected[name], rtol=1e-3, atol=2e-6)
+
+
+def test_dead_groups_cost_nothing_and_count_in_the_mean(tmp_path):
+    run = trainer(tmp_path)
+    rollouts, advantages = scored_batch(run)
+    seen = []
+    logprobs = run.logprobs
+    run.logprobs = lambda rollouts, rows: seen.extend(rows.tolist()) or logprobs(rollouts, rows)
+    loss = run.update(rollouts, advantages)["loss"]
+    assert sorted(seen) == [0, 1, 2, 3, 8, 9, 10, 11]
+    ratio_one = -(advantages.sum() / 16).item()  # at the policy that sampled every ratio is 1
+    assert loss == pytest.approx(ratio_one, abs=1e-5)
+    dead = run.update(rollouts, torch.zeros(16))
+    assert dead["grad_norm"] is None and 0 <= dead["logp_gap"] < 1e-4
+
+
+def test_gradient_against_finite_differences(tmp_path):
+    """The whole training pass in float64: mixture, log-probs, clipped loss, KL term."""
+    run = trainer(tmp_path, "grpo-kl", beta=0.3)
+    run.mixture.double()
+    run.mixture.weights = (0.6, 0.4)
+    rollouts, advantages = scored_batch(run)
+    rollouts.logps = rollouts.logps.double() - 0.05  # off the policy, away from the clip's kinks
+    advantages = advantages.double()
+    found = gradients(run)
+    run.preset = small(beta=0.3, max_grad_norm=1e9)
+    run.update(rollouts, advantages)
+    name = "members.0.model.layers.1.mlp.up_proj.weight"
+    for place in [(0, 0), (3, 5), (100, 17)]:
+        losses = []
+        for sign in (1, -1):
+            with torch.no_grad():
+                run.parameters[name][place] += sign * 1e-5
+            metrics = run.update(rollouts, advantages)
+            losses.append(metrics["loss"] + 0.3 * metrics["kl"])
+            with torch.no_grad():
+                run.parameters[name][place] -= sign * 1e-5
+        assert (losses[0] - losses[1]) / 2e-5 == pytest.approx(found[name][place].item(), rel=1e-4, abs=1e-9)
+
+
+def test_several_epochs_move_the_ratio(tmp_path):
+    run = trainer(tmp_path, epochs=3, lr=1e-2)
+    assert run.update(*scored_batch(run))["clip_fraction"] > 0
+    run = trainer(tmp_path / "one", epochs=1, lr=1e-2)
+    assert run.update(*scored_batch(run))["clip_fraction"] == 0
+
+
+@pytest.mark.parametrize("method", ["adaptive", "grpo-kl"])
+def test_killed_and_resumed_is_never_interrupted(tmp_path, method):
+    """SIGKILL in the middle, then --resume: weights, optimiser, random state and metrics as if nothing had happened."""
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in (SMALL | {"steps": 6}).items()]
+    command = [sys.executable, "-m", "logitmix_lite", "train", "--method", method, *flags, "--out"]
+    subprocess.run([*command, tmp_path / "whole"], check=True, capture_output=True)
+    process = subprocess.Popen([*command, tmp_path / "killed"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while len(read_metrics(tmp_path / "killed")) < 3 and process.poll() is None:
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "killed" / "final").exists(), "it finished before the kill"
+    subprocess.run([*command, tmp_path / "killed", "--resume"], check=True, capture_output=True)
+    assert untimed(tmp_path / "whole") == untimed(tmp_path / "killed")
+    assert same(theta(tmp_path / "whole"), theta(tmp_path / "killed"))
+    whole, killed = (torch.load(tmp_path / name / "checkpoint.pt") for name in ("whole", "killed"))
+    assert torch.equal(whole["random"], killed["random"])
+    for one, other in zip(whole["optimizer"]["state"].values(), killed["optimizer"]["state"].values(), strict=True):
+        assert same(one, other)
+    assert same(load_file(ANCHOR), load_file(tmp_path / "killed" / "final" / "member_1" / "model.safetensors"))
+
+
+def test_interrupt_says_how_to_go_on(tmp_path):
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in (SMALL | {"steps": 500}).items()]
+    command = [sys.executable, "-m", "logitmix_lite", "train", "--method", "fixed", *flags, "--out", tmp_path / "run"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while len(read_metrics(tmp_path / "run")) < 2 and process.poll() is None:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and "--resume" in out and "Traceback" not in err
+
+
+def test_resume_refuses_another_anchor(tmp_path):
+    train(small(), "fixed", tmp_path / "run")
+    with pytest.raises(ValueError, match="frozen"):  # same name, other weights: the fingerprint tells
+        config = read_config(tmp_path / "run")
+        (tmp_path / "run" / "config.json").write_text(json.dumps(config | {"frozen": "0" * 64}))
+        train(small(), "fixed", tmp_path / "run", resume=True)
+    with pytest.raises(ValueError, match="not empty"):
+        train(small(), "fixed", tmp_path / "run")
+
+
+def test_full_disk_keeps_the_checkpoint(tmp_path, monkeypatch):
+    train(small(steps=1), "fixed", tmp_path / "run")
+    before = (tmp_path / "run" / "checkpoint.pt").read_bytes()
+
+    def full(state, path):
+        Path(path).write_bytes(b"half")
+        raise RuntimeError("PytorchStreamWriter failed writing file")
+
+    monkeypatch.setattr(logitmix_lite.runs.torch, "save", full)
+    with pytest.raises(OSError, match="could not write .*checkpoint.pt.*free some space"):
+        train(small(steps=2), "fixed", tmp_path / "run", resume=True)
+    assert (tmp_path / "run" / "checkpoint.pt").read_bytes() == before
+    assert not list((tmp_path / "run").glob("*.tmp"))
+
+
+def test_lora_from_sft_to_training(tmp_path):
+    """One backbone, two adapters: the anchor adapter stays what sft made, and the run can be resumed and loaded."""
+    preset = small(lora_rank=4, sft_steps=3, sft_demos=16, sft_batch=8)
+    adapter = sft(preset, tmp_path / "anchor")
+    assert read_metrics(tmp_path / "anchor")[-1]["step"] == 3
+    preset = small(lora_rank=4, anchor=str(adapter))
+    whole = train(preset, "grpo-kl", tmp_path / "whole")
+    train(small(lora_rank=4, anchor=str(adapter), steps=2), "grpo-kl", tmp_path / "parts")
+    parts = train(preset, "grpo-kl", tmp_path / "parts", resume=True)
+    assert {k: v for k, v in whole.items() if k != "seconds"} == {k: v for k, v in parts.items() if k != "seconds"}
+    ref = load_file(tmp_path / "parts" / "final" / "ref" / "adapter_model.safetensors")
+    assert same(ref, load_file(adapter / "adapter_model.safetensors"))
+    assert load_policy(tmp_path / "parts" / "final").adapters == ["theta", "ref"]
+    train(small(lora_rank=4, anchor="base"), "fixed", tmp_path / "base-anchor")
+
+
+def test_sft_loss_is_that_of_transformers_on_completion_tokens_only(tmp_path):
+    tokenizer, model = load_tokenizer("tiny-base"), load_model("tiny-base")
+    demos = [encode_demo(tokenizer, p) for p in load_task("chain-easy", train=4, test=1, validation=1).train]
+    losses, tokens = 0.0, 0
+    for prompt, completion in demos:
+        labels = torch.tensor([[-100] * len(prompt) + completion])
+        loss = model(torch.tensor([prompt + completion]), labels=labels).loss
+        losses, tokens = losses + loss.item() * len(completion), tokens + len(completion)
+    run = Run(tmp_path / "run", {})
+    fit(Mixture([model]), demos, run, steps=1, batch=4, lr=1e-3, seed=0, microbatch=3, pad=tokenizer.pad_token_id)
+    assert read_metrics(run.folder)[0]["loss"] == pytest.approx(losses / tokens, rel=1e-4)
+
+
+def test_data_order():
+    """Each epoch visits everything once, in another order; a step's data depends on nothing but step and seed."""
+    steps = [batch_indices(step, 4, 10, seed=0) for step in range(1, 6)]
+    flat = sum(steps, [])
+    assert sorted(flat[:10]) == sorted(flat[10:]) == list(range(10)) and flat[:10] != flat[10:]
+    assert batch_indices(3, 4, 10, seed=0) == steps[2] and batch_indices(3, 4, 10, seed=1) != steps[2]
