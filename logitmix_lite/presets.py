@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field, fields, replace
 
-from .tasks import Task, load_task
+from .tasks import Task, load_task, normalised
 
 
 def _number(default, help: str):
@@ -53,7 +53,7 @@ class Preset:
     sft_demos: int = _number(200, "how many of them")
     sft_steps: int = _number(100, "optimiser steps")
     sft_batch: int = _number(32, "demonstrations a step")
-    sft_lr: float = _number(3e-4, "learning rate of Adam, with a cosine decay to 0")
+    sft_lr: float = _number(5e-4, "learning rate of Adam, with a cosine decay to 0")
 
     def problems(self) -> Task:
         """The task of RL: training, validation and test problems, the same for every method and seed."""
@@ -64,9 +64,10 @@ class Preset:
     def demonstrations(self) -> Task:
         """The task of supervised fine-tuning: `train` holds the demonstrations, no test problem of RL among them."""
         where = self.where if self.sft_task == self.task else None
-        return load_task(
-            self.sft_task, train=self.sft_demos, validation=self.validation_size, test=self.test_size, where=where
-        )
+        sizes = dict(train=self.sft_demos, validation=self.validation_size, test=self.test_size)
+        task, rl = load_task(self.sft_task, **sizes, where=where), self.problems()
+        held_out = {normalised(p.question) for p in rl.validation + rl.test}
+        return replace(task, train=[p for p in task.train if normalised(p.question) not in held_out])
 
 
 PRESETS = {

@@ -39,15 +39,13 @@ BOX_IT = "Put the final answer in \\boxed{}."
 
 @dataclass(frozen=True)
 class Chain:
-    """Sums and differences of `terms` (fewest, most) numbers, each in [1, below).
-
-    The two kinds can't meet: the easy ones are shorter, so demonstrations never give a test question away."""
+    """Sums and differences of `terms` (fewest, most) numbers, each in [1, below)."""
 
     terms: tuple[int, int]
     below: int
 
 
-CHAINS = {"chain": Chain(terms=(4, 5), below=20), "chain-easy": Chain(terms=(2, 3), below=20)}
+CHAINS = {"chain": Chain(terms=(4, 5), below=20), "chain-easy": Chain(terms=(3, 4), below=20)}
 
 
 def chain(kind: Chain, rng: random.Random) -> Problem:
