@@ -51,13 +51,6 @@ def token_logprobs(hidden: Tensor, weight: Tensor, tokens: Tensor, chunk: int | 
 
     The trick: the gradient of a row's log-prob with respect to its hidden state, `W[token] - softmax @ W`, does not
     depend on what comes after, so the forward pass computes it while the logits of the chunk are still at hand."""
-    return logprobs_and_entropy(hidden, weight, tokens, chunk)[0]
-
-
-def logprobs_and_entropy(
-    hidden: Tensor, weight: Tensor, tokens: Tensor, chunk: int | None = None
-) -> tuple[Tensor, Tensor]:
-    """`token_logprobs` and, from the same pass, each row's entropy in nats (no gradient); `[N]`, `[N]`."""
     chunk = chunk or max(1, 2**24 // weight.shape[0])
     return _TokenLogprobs.apply(hidden, weight, tokens, chunk)
 
@@ -67,27 +60,22 @@ class _TokenLogprobs(torch.autograd.Function):
     def forward(ctx, hidden, weight, tokens, chunk):
         precision = torch.promote_types(hidden.dtype, torch.float32)
         logps = torch.empty(len(tokens), dtype=precision, device=hidden.device)
-        entropies = torch.empty_like(logps)
         jacobian = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         for start in range(0, len(tokens), chunk):
             rows = slice(start, start + chunk)
             logits = (hidden[rows] @ weight.T).to(precision)
-            picked = logits.gather(-1, tokens[rows, None]).squeeze(-1)
-            log_normaliser = logits.logsumexp(-1)
-            probs = logits.softmax(-1)
-            logps[rows] = picked - log_normaliser
-            # entropy = log Z - sum p * logit; a masked logit (-inf) has p = 0 and adds nothing
-            entropies[rows] = log_normaliser - torch.einsum("nv,nv->n", probs, logits.clamp_(min=-1e30))
+            log_normaliser = logits.logsumexp(-1, keepdim=True)
+            logps[rows] = (logits.gather(-1, tokens[rows, None]) - log_normaliser).squeeze(-1)
             if jacobian is not None:
+                probs = (logits - log_normaliser).exp_()
                 jacobian[rows] = weight[tokens[rows]] - probs.to(weight.dtype) @ weight
         ctx.save_for_backward(hidden, weight, tokens, jacobian)
         ctx.chunk = chunk
-        ctx.mark_non_differentiable(entropies)
-        return logps, entropies
+        return logps
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad, _):
+    def backward(ctx, grad):
         hidden, weight, tokens, jacobian = ctx.saved_tensors
         grad = grad.to(hidden.dtype).unsqueeze(-1)
         grad_hidden = grad * jacobian if ctx.needs_input_grad[0] else None

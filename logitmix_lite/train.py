@@ -78,8 +78,9 @@ def train(
     )
     prompts = [encode_prompt(tokenizer, p.question, task.instruction) for p in task.train + task.validation + task.test]
     check_prompts(mixture, prompts, preset.max_new_tokens)
-    config = {"command": "train", "method": method, "seed": seed, "init": init, **asdict(preset)}
-    config["frozen"] = frozen_fingerprint(mixture)
+    settings = asdict(preset)
+    config = {"command": "train", "preset": settings.pop("name"), "method": method, "seed": seed, "init": init}
+    config |= settings | {"frozen": frozen_fingerprint(mixture)}
     run = Run(out, config, resume)
     try:
         return Trainer(mixture, tokenizer, task, preset, how, seed, run).run()
