@@ -8,10 +8,12 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers.utils import logging
 
 from .mixture import Mixture, MixtureConfig
 from .runs import fingerprint
 
+logging.disable_progress_bar()  # one for each file loaded or saved says little; downloads keep theirs
 # PEFT still asks for it by its old name
 warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
 

@@ -33,7 +33,7 @@ class Preset:
     temperature: float = _number(1.0, "sampling temperature")
     # learning
     steps: int = _number(60, "RL steps")
-    lr: float = _number(5e-5, "learning rate of Adam, constant")
+    lr: float = _number(2e-5, "learning rate of Adam, constant")
     epochs: int = _number(1, "optimiser steps on each batch of rollouts")
     microbatch: int = _number(128, "completions in one forward and backward pass; changes memory, not the result")
     clip: float = _number(0.2, "the ratio is clipped to 1 - clip, 1 + clip")

@@ -5,6 +5,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from scipy.stats import t as student
 
 from .runs import read_config, read_metrics
@@ -67,6 +68,7 @@ def plot_curves(
             table.index, table["mean"] - table["half"], table["mean"] + table["half"], color=colour, alpha=0.15
         )
     ax.set(xlabel="RL step", ylabel=label)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.grid(alpha=0.3)
     ax.legend(frameon=False)
     if runs[column].dropna().between(0, 1).all():

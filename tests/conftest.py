@@ -8,6 +8,7 @@ import pytest
 # Before anything imports transformers, datasets or tqdm, which read these once.
 os.environ["TQDM_DISABLE"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["OMP_NUM_THREADS"] = "1"  # models this small are fastest so, above all beside other work
 
 
 @pytest.fixture(scope="session")
