@@ -56,7 +56,14 @@ def make_parser():
     evaluate.add_argument(
         "--model", required=True, help="a run's final/ folder, tiny-base, tiny-anchor, smol, or a Hub id"
     )
-    evaluate.add_argument("--out", help="folder for summary.json and one line a problem (default: only print)")
+    evaluate.add_argument(
+        "--samples-each", type=int, help="completions of each problem, sampled: pass@k and majority vote"
+    )
+    evaluate.add_argument("--out", help="folder for summary.json and problems.jsonl (default: only print)")
+    compare = command("compare", "two evaluations of the same problems: who solved what, and McNemar's test")
+    compare.add_argument("first", help="problems.jsonl of one evaluation")
+    compare.add_argument("second", help="problems.jsonl of the other")
+    compare.add_argument("--rate", choices=["correct", "formatted", "number"], default="correct")
     sweep = command(
         "sweep", "train several methods with several seeds, then report; finished runs are kept", preset_flags=True
     )
@@ -126,8 +133,14 @@ def run_train(args) -> None:
 def run_evaluate(args) -> None:
     from .evaluate import evaluate_model
 
-    found = evaluate_model(args.model, chosen_preset(args), args.alpha, args.out)
+    found = evaluate_model(args.model, chosen_preset(args), args.alpha, args.out, args.samples_each)
     print(json.dumps(found.summary(), indent=2))
+
+
+def run_compare(args) -> None:
+    from .evaluate import compare
+
+    print(json.dumps(compare(args.first, args.second, args.rate), indent=2))
 
 
 def run_sweep(args) -> None:

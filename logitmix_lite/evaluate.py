@@ -1,64 +1,104 @@
-"""Greedy accuracy on held-out problems, with intervals, and paired comparisons of two policies."""
+"""How good a policy is on held-out problems, with intervals, and paired comparisons of two policies."""
 
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 
-from scipy.stats import binomtest
 from tqdm import tqdm
 
 from .models import load_policy, load_tokenizer, make_mixture
 from .presets import Preset
-from .rewards import Grade, grade
+from .problems import Problem
+from .rewards import Grade, equal, grade_all
 from .rollout import rollout
-from .tasks import Problem, encode_prompt
+from .stats import contingency, difference_interval, interval, mcnemar, mean_interval, pass_at
+from .tasks import encode_prompt
 
 
 @dataclass
 class Evaluation:
-    """One completion and its grade for each problem, in the order of the problems. Rates are shares in [0, 1]."""
+    """`samples` completions of each problem with their grades; completion `i` answers problem `i // samples`.
+
+    lengths: tokens. truncated: no end token came. Rates are shares in [0, 1] of all completions."""
 
     problems: list[Problem]
     completions: list[str]
     grades: list[Grade]
+    lengths: list[int]
     truncated: list[bool]
+
+    @property
+    def samples(self) -> int:
+        return len(self.grades) // len(self.problems)
 
     @property
     def accuracy(self) -> float:
         """Share that is right *and* boxed: what the reward asks for."""
-        return self._share("correct")
+        return fmean(g.correct for g in self.grades)
 
     @property
     def format_rate(self) -> float:
         """Share that ends in a closed box."""
-        return self._share("formatted")
+        return fmean(g.formatted for g in self.grades)
 
     @property
     def number_rate(self) -> float:
         """Share that reaches the right answer, boxed or not."""
-        return self._share("number")
+        return fmean(g.number for g in self.grades)
 
-    def _share(self, name: str) -> float:
-        return sum(getattr(g, name) for g in self.grades) / len(self.grades)
+    def groups(self) -> list[list[Grade]]:
+        """The grades of each problem."""
+        return [self.grades[i : i + self.samples] for i in range(0, len(self.grades), self.samples)]
+
+    def pass_at(self, k: int) -> float:
+        """Mean chance that one of `k` completions of a problem is right and boxed."""
+        return fmean(pass_at(k, self.samples, sum(g.correct for g in group)) for group in self.groups())
+
+    def majority(self) -> float:
+        """Share of problems whose most frequent boxed answer is right (the first of equally frequent ones)."""
+        return fmean(majority_vote(group) for group in self.groups())
 
     def summary(self) -> dict:
         """Counts, rates and 95 % intervals, ready for JSON."""
-        report = {"problems": len(self.grades), "truncated": sum(self.truncated) / len(self.grades)}
+        report = {
+            "problems": len(self.problems),
+            "samples": self.samples,
+            "truncated": fmean(self.truncated),
+            "length": fmean(self.lengths),
+            "failed_comparisons": sum(g.failed for g in self.grades),
+        }
         for rate, name in (("accuracy", "correct"), ("format_rate", "formatted"), ("number_rate", "number")):
-            count = sum(getattr(g, name) for g in self.grades)
-            report[rate] = count / len(self.grades)
-            report[f"{rate}_95"] = [round(x, 4) for x in interval(count, len(self.grades))]
+            shares = [fmean(getattr(g, name) for g in group) for group in self.groups()]
+            # the completions of one problem resemble each other, so it is the problems that are counted
+            bounds = interval(round(sum(shares)), len(shares)) if self.samples == 1 else mean_interval(shares)
+            report[rate], report[f"{rate}_95"] = fmean(shares), [round(x, 4) for x in bounds]
+        if self.samples > 1:
+            powers = [2**n for n in range(self.samples.bit_length())]
+            report["pass_at"] = {str(k): self.pass_at(k) for k in powers}
+            report["majority"] = self.majority()
         return report
 
     def records(self) -> list[dict]:
-        """One row a problem, ready for pandas or a JSON lines file."""
-        rows = zip(self.problems, self.completions, self.grades, self.truncated, strict=True)
+        """One row a completion, ready for pandas or a JSON lines file."""
+        rows = zip(self.completions, self.grades, self.lengths, self.truncated, strict=True)
         return [
-            {"question": p.question, "gold": p.answer, "completion": text, "answer": g.answer,
-             "formatted": g.formatted, "correct": g.correct, "number": g.number, "truncated": cut}
-            for p, text, g, cut in rows
+            {"question": self.problems[i // self.samples].question, "gold": self.problems[i // self.samples].answer,
+             "completion": text, "answer": g.answer, "formatted": g.formatted, "correct": g.correct,
+             "number": g.number, "failed": g.failed, "length": length, "truncated": cut}
+            for i, (text, g, length, cut) in enumerate(rows)
         ]  # fmt: skip
+
+
+def majority_vote(group: Sequence[Grade]) -> bool:
+    """Whether the most frequent of a problem's boxed answers is right; answers that mean the same count together."""
+    votes: dict[str, list[Grade]] = {}
+    for g in group:
+        if g.formatted:
+            known = next((text for text in votes if equal(text, g.answer)), g.answer)
+            votes.setdefault(known, []).append(g)
+    return bool(votes) and max(votes.values(), key=len)[0].correct
 
 
 def evaluate(
@@ -70,34 +110,42 @@ def evaluate(
     max_new_tokens=64,
     batch=100,
     temperature=0.0,
+    samples=1,
     seed=0,
 ) -> Evaluation:
-    """Decode each problem once with a Mixture or any causal language model (greedily by default) and grade it.
+    """Decode each problem with a Mixture or any causal language model (once and greedily by default) and grade it.
 
-    Problems are decoded in order of length, `batch` at a time; the result is in the order given."""
+    Problems are decoded in order of length, `batch` completions at a time; the result is in the order given."""
+    if not problems:
+        raise ValueError("no problems to evaluate")
+    if samples > 1 and temperature == 0:
+        raise ValueError("several samples of greedy decoding are all the same: set a temperature above 0")
     prompts = [encode_prompt(tokenizer, p.question, instruction) for p in problems]
     order = sorted(range(len(problems)), key=lambda k: len(prompts[k]))
-    texts, truncated = [""] * len(problems), [False] * len(problems)
-    chunks = [order[start : start + batch] for start in range(0, len(order), batch)]
+    found: dict[int, tuple] = {}
+    size = max(1, batch // samples)
+    chunks = [order[start : start + size] for start in range(0, len(order), size)]
     for number, chunk in enumerate(
         tqdm(chunks, desc="evaluate", unit="batch", leave=False, disable=len(chunks) < 2 or None)
     ):
         rollouts = rollout(
-            policy, [prompts[k] for k in chunk], max_new_tokens=max_new_tokens, temperature=temperature,
-            seed=[seed, number], eos=tokenizer.eos_token_id, pad=tokenizer.pad_token_id,
+            policy, [prompts[k] for k in chunk], samples=samples, max_new_tokens=max_new_tokens,
+            temperature=temperature, seed=[seed, number], eos=tokenizer.eos_token_id, pad=tokenizer.pad_token_id,
         )  # fmt: skip
-        for k, text, cut in zip(chunk, rollouts.texts(tokenizer), rollouts.truncated.tolist(), strict=True):
-            texts[k], truncated[k] = text, cut
-    grades = [grade(text, p.answer) for text, p in zip(texts, problems, strict=True)]
-    return Evaluation(list(problems), texts, grades, truncated)
+        rows = zip(rollouts.texts(tokenizer), rollouts.mask.sum(-1).tolist(), rollouts.truncated.tolist(), strict=True)
+        found |= {chunk[i // samples] * samples + i % samples: row for i, row in enumerate(rows)}
+    texts, lengths, truncated = map(list, zip(*(found[i] for i in range(len(problems) * samples)), strict=True))
+    grades = grade_all(texts, [p.answer for p in problems for _ in range(samples)])
+    return Evaluation(list(problems), texts, grades, lengths, truncated)
 
 
 def evaluate_model(
-    source: str, preset: Preset, alpha: float | None = None, out: str | Path | None = None
+    source: str, preset: Preset, alpha: float | None = None, out: str | Path | None = None, samples: int | None = None
 ) -> Evaluation:
     """Evaluate a model, adapter or mixture on the preset's test problems, and write what it said to `out` if given.
 
-    alpha: mix it with `preset.anchor` (or, if it is a mixture, set its alpha)."""
+    alpha: mix it with `preset.anchor` (or, if it is a mixture, set its alpha). samples: that many completions of each
+    problem at `preset.temperature`, in place of greedy decoding."""
     if out and Path(out).exists():
         raise ValueError(f"{out} is there already: choose another --out")
     policy = load_policy(source, preset.base, preset.dtype)
@@ -109,6 +157,7 @@ def evaluate_model(
     found = evaluate(
         policy, load_tokenizer(preset.base), task.test, instruction=task.instruction,
         max_new_tokens=preset.max_new_tokens, batch=preset.eval_batch,
+        samples=samples or 1, temperature=preset.temperature if samples else 0.0,
     )  # fmt: skip
     if out:
         Path(out).mkdir(parents=True)
@@ -119,21 +168,25 @@ def evaluate_model(
     return found
 
 
-def interval(successes: int, trials: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Wilson's confidence interval of a share: unlike the textbook one, right for shares near 0 and 1."""
-    found = binomtest(successes, trials).proportion_ci(confidence, method="wilson")
-    return float(found.low), float(found.high)
+def compare(first: str | Path, second: str | Path, rate: str = "correct") -> dict:
+    """Two files of records on the same problems: shares, their difference with a 95 % interval, and McNemar's test.
 
-
-def contingency(first: Sequence[bool], second: Sequence[bool]) -> dict[str, int]:
-    """On how many problems both, only the first, only the second, or neither succeeded."""
-    pairs = list(zip(map(bool, first), map(bool, second), strict=True))
-    cells = {"both": (True, True), "first only": (True, False), "second only": (False, True), "neither": (False, False)}
-    return {name: pairs.count(cell) for name, cell in cells.items()}
-
-
-def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> float:
-    """Exact McNemar test: the p-value of "both succeed equally often" on the same problems; 1 if they never differ."""
-    table = contingency(first, second)
-    only = table["first only"], table["second only"]
-    return float(binomtest(only[0], sum(only), 0.5).pvalue) if sum(only) else 1.0
+    Raises ValueError where the files do not hold one record of each of the same problems."""
+    tables = []
+    for path in (first, second):
+        rows = [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
+        tables.append({(row["question"], row["gold"]): bool(row[rate]) for row in rows})
+        if len(tables[-1]) < len(rows):
+            raise ValueError(f"{path} has several completions of one problem: compare greedy evaluations")
+    if tables[0].keys() != tables[1].keys():
+        raise ValueError(f"{first} and {second} are not about the same problems")
+    one, two = ([table[problem] for problem in tables[0]] for table in tables)
+    return {
+        "problems": len(one),
+        "first": fmean(one),
+        "second": fmean(two),
+        "difference": fmean(two) - fmean(one),
+        "difference_95": [round(x, 4) for x in difference_interval(one, two)],
+        "p_value": mcnemar(one, two),
+        **contingency(one, two),
+    }

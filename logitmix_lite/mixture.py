@@ -262,6 +262,7 @@ class Mixture(PreTrainedModel, GenerationMixin):
         self.generation_config.save_pretrained(directory)
         if self.adapters:
             names = [name for name in self.adapters if name is not None]
+            kwargs = {"save_embedding_layers": False} | kwargs  # LoRA leaves them alone: no need to look them up
             self.members[0].save_pretrained(directory, selected_adapters=names, **kwargs)
             return
         for k, member in enumerate(self.members):

@@ -25,12 +25,11 @@ LORA_LAYERS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "
 def locate(source: str | Path) -> str:
     """The folder of a named model, or the name itself where it is a folder or a model of the Hub.
 
-    Names: tiny-base and tiny-anchor (in data/tiny), smol (made by `fetch smol`), smol-anchor (in data/smol)."""
+    Names: tiny-base and tiny-anchor (in data/tiny), smol (made by `fetch smol`)."""
     known = {
         "tiny-base": (DATA / "tiny" / "base", "python -m logitmix_lite tiny"),
         "tiny-anchor": (DATA / "tiny" / "anchor", "python -m logitmix_lite tiny"),
         "smol": (HOME / "smol", "python -m logitmix_lite fetch smol"),
-        "smol-anchor": (DATA / "smol" / "anchor", "python -m logitmix_lite sft --preset smol --out DIR"),
     }
     if str(source) not in known:
         return str(source)
@@ -121,7 +120,7 @@ def save_policy(model: PreTrainedModel | PeftModel, folder: Path, base: str) -> 
     """Write a model, or its adapter "default" with `base` as the name of the backbone it belongs to."""
     if isinstance(model, PeftModel):
         model.peft_config["default"].base_model_name_or_path = base
-        model.save_pretrained(folder, selected_adapters=["default"])
+        model.save_pretrained(folder, selected_adapters=["default"], save_embedding_layers=False)
     else:
         model.save_pretrained(folder)
 

@@ -21,7 +21,10 @@ class Preset:
     lora_alpha: int = _number(32, "LoRA scale is lora_alpha / lora_rank")
     dtype: str = _number("auto", "float32, bfloat16, float16, or auto: float32 on a CPU, else what the GPU does best")
     # problems
-    task: str = _number("chain", "problems to train and test on: chain, words, ... or a file.jsonl (question, answer)")
+    task: str = _number(
+        "chain", "problems: chain, words, math, cn_k12, mmlu, gsm8k, or a file.jsonl (question, answer)"
+    )
+    data: str | None = _number(None, "copy on disk of that benchmark, instead of the Hub: JSONL, Parquet or a folder")
     where: dict | None = _number(None, "rows of a JSONL task to use, as field=value,value")
     train_size: int = _number(4000, "training problems at most")
     validation_size: int = _number(64, "problems that set the adaptive alpha")
@@ -57,15 +60,14 @@ class Preset:
 
     def problems(self) -> Task:
         """The task of RL: training, validation and test problems, the same for every method and seed."""
-        return load_task(
-            self.task, train=self.train_size, validation=self.validation_size, test=self.test_size, where=self.where
-        )
+        sizes = dict(train=self.train_size, validation=self.validation_size, test=self.test_size)
+        return load_task(self.task, **sizes, where=self.where, data=self.data)
 
     def demonstrations(self) -> Task:
         """The task of supervised fine-tuning: `train` holds the demonstrations, no test problem of RL among them."""
-        where = self.where if self.sft_task == self.task else None
         sizes = dict(train=self.sft_demos, validation=self.validation_size, test=self.test_size)
-        task, rl = load_task(self.sft_task, **sizes, where=where), self.problems()
+        same = dict(where=self.where, data=self.data) if self.sft_task == self.task else {}
+        task, rl = load_task(self.sft_task, **sizes, **same), self.problems()
         held_out = {normalised(p.question) for p in rl.validation + rl.test}
         return replace(task, train=[p for p in task.train if normalised(p.question) not in held_out])
 

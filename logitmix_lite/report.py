@@ -9,6 +9,7 @@ from matplotlib.ticker import MaxNLocator
 from scipy.stats import t as student
 
 from .runs import read_config, read_metrics
+from .stats import interval
 
 # Colours of different lightness and different line styles: the methods stay apart when printed in grey.
 STYLES = {
@@ -33,7 +34,7 @@ def load_runs(folder: str | Path) -> pd.DataFrame:
     for path in sorted(Path(folder).rglob("metrics.jsonl")):
         config = read_config(path.parent)
         if config.get("command") == "train":
-            named = {name: config[name] for name in ("preset", "method", "seed", "init", "anchor")}
+            named = {name: config[name] for name in ("preset", "method", "seed", "init", "anchor", "test_size")}
             tables.append(pd.DataFrame(read_metrics(path.parent)).assign(**named, run=path.parent.name))
     if not tables:
         raise ValueError(f"no training runs below {folder}: make some with `train` or `sweep`")
@@ -77,22 +78,32 @@ def plot_curves(
 
 
 def summary(runs: pd.DataFrame) -> pd.DataFrame:
-    """A row a method: seeds, accuracy and format rate of the test problems before and after (means over seeds)."""
+    """A row a method: accuracy and format rate of the test problems before and after, each with its 95 % interval."""
     rows = []
     for method in [m for m in STYLES if m in set(runs["method"])]:
         tested = runs[runs["method"] == method].dropna(subset=["accuracy"])
         first, last = (tested.loc[tested.groupby("run")["step"].agg(pick)] for pick in ("idxmin", "idxmax"))
-        half = mean_and_band(last.assign(step=0), "accuracy")["half"].iloc[0]
         rows.append({
             "method": LABELS[method],
             "seeds": len(last),
             "steps": int(last["step"].max()),
-            "accuracy before": f"{first['accuracy'].mean():.1%}",
-            "accuracy after": f"{last['accuracy'].mean():.1%}" + (f" ± {half:.1%}" if half == half else ""),
-            "boxed before": f"{first['test_format_rate'].mean():.1%}",
-            "boxed after": f"{last['test_format_rate'].mean():.1%}",
+            "accuracy before": with_interval(first, "accuracy"),
+            "accuracy after": with_interval(last, "accuracy"),
+            "boxed before": with_interval(first, "test_format_rate"),
+            "boxed after": with_interval(last, "test_format_rate"),
         })  # fmt: skip
     return pd.DataFrame(rows)
+
+
+def with_interval(runs: pd.DataFrame, column: str) -> str:
+    """Mean of a share over runs and its 95 % interval: Student's t over seeds; for one run, Wilson's over problems."""
+    mean = runs[column].mean()
+    if len(runs) > 1:
+        half = mean_and_band(runs.assign(step=0), column)["half"].iloc[0]
+        return f"{mean:.1%} ± {half:.1%}"
+    problems = int(runs["test_size"].iloc[0])
+    low, high = interval(round(mean * problems), problems)
+    return f"{mean:.1%} ({low:.1%} to {high:.1%})"
 
 
 def report(folder: str | Path, out: str | Path) -> Path:
@@ -114,7 +125,8 @@ def report(folder: str | Path, out: str | Path) -> Path:
         plt.close(figure)
         page.append(f"![{label}]({column}.png)\n")
     page.append(
-        "Thin lines are seeds; bands are 95 % t-intervals of their mean. All lines of all runs: [runs.csv](runs.csv)."
+        "Thin lines are seeds. Bands and ± are 95 % t-intervals of the mean over seeds; one run alone has Wilson's "
+        "interval over its test problems. All lines of all runs: [runs.csv](runs.csv)."
     )
     (out / "report.md").write_text("\n".join(page) + "\n")
     return out / "report.md"

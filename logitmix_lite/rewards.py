@@ -1,32 +1,37 @@
 r"""Completion text -> Grade. The reward of every run is `grade(...).correct`: right, and inside the last \boxed{...}.
 
 Equality of formulas is math-verify's. sympy, which it rests on, can be made to compute for hours (`9^{9^{9^9}}`), and
-math-verify's own time limit works in the main thread only. So it runs in a helper process that may be stopped: this
+math-verify's own time limit works in the main thread only. So it runs in helper processes that may be stopped: this
 same file, started as a program."""
 
 import faulthandler
 import json
 import os
+import queue
 import re
 import subprocess
 import sys
-import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
 
 LONGEST = 300  # characters; a longer answer is no answer
-SECONDS = 5.0  # for one comparison of formulas, then the two count as different
+SECONDS = 2.5  # for one comparison of formulas; then the completion counts as wrong, and as failed
+HELPERS = min(4, os.cpu_count() or 1)  # comparisons at once
 
 BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])\s*")
 BRACE = re.compile(r"\\.|[{}]", re.DOTALL)  # an escaped \{ or \} matches the first half, and is skipped
 NUMBER = re.compile(r"(?:(?<![\w)\]}])-)?(?:(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+)")
-UNITS = r"\s*%|\s*percent|\s+(?:cm|mm|km|kg|ft|[A-Za-z]{3,})(?:\s+[A-Za-z]{2,}){0,3}"
+UNITS = r"\s*%|\s*percent|\s+(?:cm|mm|km|kg|ft|m|[A-Za-z]{3,})(?:\s+[A-Za-z]{2,}){0,3}(?:\s?\^\{?[23]\}?)?"
 QUANTITY = re.compile(rf"(-?\s?(?:[0-9]{{1,3}}(?:,[0-9]{{3}})+|[0-9]+)(?:\.[0-9]*)?|-?\s?\.[0-9]+)(?:{UNITS})?")
+POWER = re.compile(r"[a-z]\s?\^\{?([23])\}?$")
 SCALE = re.compile("hundred|thousand|million|billion|trillion|dozen", re.IGNORECASE)
-CHOICE = re.compile(r"\(?([A-J])(?:[).:].*)?", re.DOTALL)  # "C", "(C)", "C. 12 apples"
+CHOICE = re.compile(r"\(?([A-J])(?:[).:].*|、(?!\s*[A-J]\b).*)?", re.DOTALL)  # "C", "(C)", "C. 12 apples"; not "A、B"
 UNDONE = re.compile(r"[0-9)}]\s*(?:[-+*×]|\\times|\\cdot)")
 CHINESE = re.compile("[\u4e00-\u9fff]")
+NARROW = {wide: wide - 0xFEE0 for wide in range(0xFF01, 0xFF5F)} | {ord("。"): "."}  # full-width letters and marks
 
 
 @dataclass(frozen=True)
@@ -37,6 +42,7 @@ class Grade:
     correct: bool  # formatted, and the box holds the right answer
     number: bool  # the right answer was reached, whatever the format: in the box or, without one, as the last number
     answer: str | None  # inside of the last box
+    failed: bool = False  # the comparison ran out of time or crashed, so it counts as wrong
 
 
 def grade(completion: str, answer: str | int | float) -> Grade:
@@ -44,9 +50,15 @@ def grade(completion: str, answer: str | int | float) -> Grade:
     gold, found = answer_text(answer), boxed(completion)
     if found is None:
         last = last_number(completion)
-        return Grade(False, False, last is not None and equal(gold, last), None)
-    correct = equal(gold, found)
-    return Grade(True, correct, correct, found)
+        return Grade(False, False, last is not None and bool(equal(gold, last)), None)
+    same = equal(gold, found)
+    return Grade(True, bool(same), bool(same), found, failed=same is None)
+
+
+def grade_all(completions: Sequence[str], answers: Sequence[str | int | float]) -> list[Grade]:
+    """`grade` of each completion with its answer, several at once."""
+    with ThreadPoolExecutor(HELPERS) as pool:
+        return list(pool.map(grade, completions, answers))
 
 
 def boxed(text: str) -> str | None:
@@ -77,10 +89,13 @@ def answer_text(answer: str | int | float) -> str:
     return str(int(answer)) if isinstance(answer, float) and answer.is_integer() else str(answer).strip()
 
 
-def equal(gold: str, answer: str) -> bool:
-    """Whether the answer means the same as `gold`: as text, choice letter or number, or else as a formula."""
+def equal(gold: str, answer: str) -> bool | None:
+    """Whether the answer means the same as `gold`: as text, choice letter or number, or else as a formula.
+
+    None where math-verify ran out of time or crashed over it."""
     if not answer.strip() or len(answer) > LONGEST:
         return False
+    gold, answer = gold.translate(NARROW), answer.translate(NARROW)
     right, given = _plain(gold), _plain(answer)
     if _squeeze(right) == _squeeze(given):
         return True
@@ -93,6 +108,9 @@ def equal(gold: str, answer: str) -> bool:
         return False
     x, y = _number(right), _number(given)
     if x is not None and y is not None:
+        powers = {found[1] for found in map(POWER.search, (right, given)) if found}
+        if len(powers) == 2:  # cm^2 and cm^3; a unit on one side only is not compared
+            return False
         if abs(x - y) <= Fraction(1, 10**6) * min(1, abs(x)):  # six digits are enough: 1.8333333333 is 1.833333
             return True
         if "%" not in gold + answer:  # math-verify knows that 0.25 is 25%
@@ -127,43 +145,55 @@ def _number(text: str) -> Fraction | None:
 
 
 @lru_cache(maxsize=10_000)  # the completions of one group often agree
-def _same_formula(gold: str, answer: str) -> bool:
-    return _helper(os.getpid()).ask([gold, answer, SECONDS])
+def _same_formula(gold: str, answer: str) -> bool | None:
+    helpers = _helpers(os.getpid())
+    helper = helpers.get()
+    try:
+        return helper.ask([gold, answer, SECONDS])
+    finally:
+        helpers.put(helper)
 
 
 class _Helper:
     """This file as a program: one JSON line in, one out. It ends itself when a comparison takes too long."""
 
     def __init__(self):
-        self.lock, self.process = threading.Lock(), None
+        self.process = None
 
-    def ask(self, request: list) -> bool:
-        with self.lock:
-            try:
-                if self.process is None or self.process.poll() is not None:
-                    command = [sys.executable, "-P", __file__]  # -P: our train.py and others must not pass for modules
-                    pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-                    self.process = subprocess.Popen(command, **pipes)
-                    if not self.process.stdout.readline():
-                        raise RuntimeError("the helper of rewards.py did not start: is math-verify installed?")
-                self.process.stdin.write(json.dumps(request) + "\n")
-                self.process.stdin.flush()
-                reply = self.process.stdout.readline()
-                if not reply:  # it ended, out of time or memory
-                    self.process.wait()
-                return reply == "true\n"
-            except BrokenPipeError:
-                return False
-            except BaseException:  # after an interrupt its late answer must not pass for the next one's
-                if self.process:
-                    self.process.kill()
-                raise
+    def start(self) -> None:
+        command = [sys.executable, "-P", __file__]  # -P: our train.py and others must not pass for modules
+        pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        self.process, self.ready = subprocess.Popen(command, **pipes), False
+
+    def ask(self, request: list) -> bool | None:
+        try:
+            if self.process is None or self.process.poll() is not None:
+                self.start()
+            if not self.ready and not self.process.stdout.readline():
+                raise RuntimeError("the helper of rewards.py did not start: is math-verify installed?")
+            self.ready = True
+            self.process.stdin.write(json.dumps(request) + "\n")
+            self.process.stdin.flush()
+            reply = self.process.stdout.readline().strip()
+        except BrokenPipeError:
+            reply = ""
+        except BaseException:  # after an interrupt its late answer must not pass for the next one's
+            if self.process:
+                self.process.kill()
+            raise
+        if not reply:  # it ended, out of time or memory: have the next one ready
+            self.process.wait()
+            self.start()
+        return {"true": True, "false": False}.get(reply)
 
 
 @lru_cache
-def _helper(process_id: int) -> _Helper:
-    """One for each process: a forked process must not share its parent's pipes."""
-    return _Helper()
+def _helpers(process_id: int) -> queue.LifoQueue:
+    """A pool for each process: a forked process must not share its parent's pipes. The last used is used first."""
+    pool = queue.LifoQueue()
+    for _ in range(HELPERS):
+        pool.put(_Helper())
+    return pool
 
 
 def _serve() -> None:
@@ -179,9 +209,9 @@ def _serve() -> None:
             parsed = [math_verify.parse(text, parsing_timeout=None) for text in (gold, answer)]
             same = all(parsed) and math_verify.verify(*parsed, timeout_seconds=None)
         except Exception:
-            same = False
+            same = None
         faulthandler.cancel_dump_traceback_later()
-        print(json.dumps(bool(same)), file=out, flush=True)
+        print(json.dumps(same if same is None else bool(same)), file=out, flush=True)
 
 
 if __name__ == "__main__":

@@ -1,227 +1,104 @@
-r"""Named problem sets, and how a problem becomes tokens.
+r"""Named problem sets, split into train, validation and test, and how a problem becomes tokens.
 
-`chain` and `words` are generated, so there is no end of them and nothing to download; a path to a .jsonl file loads
-your own problems. Train, validation and test never share a question."""
+`chain` and `words` are generated, so there is no end of them and nothing to download; `math`, `cn_k12`, `mmlu` and
+`gsm8k` are data sets of the Hub; a path to a .jsonl file loads your own problems. No two sets share a question."""
 
 import json
-import operator
 import random
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
+from .benchmarks import BOX_IT, SOURCES, load_rows
+from .problems import CHAINS, GENERATED, Problem
 from .rewards import answer_text
 
 
 @dataclass(frozen=True)
-class Problem:
-    """A question and its right answer; `solution` is worked, and ends in the answer in a box."""
-
-    question: str
-    answer: str
-    solution: str | None = None
-
-
-@dataclass(frozen=True)
 class Task:
-    """Three disjoint lists of problems. `instruction` follows each question in the prompt."""
+    """Three disjoint lists of problems. `instruction` follows each question in the prompt.
+
+    counts: of a data set, how many of its rows were kept and how many left out, by reason."""
 
     name: str
     train: list[Problem]
     validation: list[Problem]
     test: list[Problem]
     instruction: str
-
-
-BOX_IT = "Put the final answer in \\boxed{}."
-
-
-@dataclass(frozen=True)
-class Chain:
-    """Sums and differences of `terms` (fewest, most) numbers, each in [1, below)."""
-
-    terms: tuple[int, int]
-    below: int
-
-
-CHAINS = {"chain": Chain(terms=(4, 5), below=20), "chain-easy": Chain(terms=(3, 4), below=20)}
-
-
-def chain(kind: Chain, rng: random.Random) -> Problem:
-    r"""`13+7-4?`, solved as `13+7=20;20-4=16; \boxed{16}`."""
-    total = rng.randrange(1, kind.below)
-    question, steps = str(total), []
-    for _ in range(rng.randint(*kind.terms) - 1):
-        sign, term = rng.choice("+-"), rng.randrange(1, kind.below)
-        result = total + term if sign == "+" else total - term
-        question += f"{sign}{term}"
-        steps.append(f"{total}{sign}{term}={result}")
-        total = result
-    return Problem(question + "?", str(total), f"{';'.join(steps)}; \\boxed{{{total}}}")
-
-
-@dataclass(frozen=True)
-class Words:
-    """Word problems of so many steps. In + and - the first number is in [least, below), and all are below `below`.
-
-    The two kinds can't meet: `words` starts where `words-easy` ends, so demonstrations never give its test away."""
-
-    steps: tuple[int, ...]
-    operations: str
-    least: int
-    below: int
-
-
-WORDS = {
-    "words": Words(steps=(1, 2), operations="+-*/", least=20, below=100),
-    "words-easy": Words(steps=(1,), operations="+-", least=2, below=20),
-}
-
-HE = dict.fromkeys(["Tom", "Omar", "Ben", "Luis", "Jack", "Ravi", "Noah", "Chen"], "he")
-PEOPLE = HE | dict.fromkeys(["Anna", "Mia", "Fatima", "Grace", "Lucy", "Priya", "Emma", "Zoe"], "she")
-APPLY = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.floordiv}
-THINGS = "marble sticker pencil shell card apple cookie book button stamp crayon bead coin orange pen".split()
-BOXES = "bag basket jar crate tray packet".split()
-
-# A story that starts with an opening leaves {name} with {c} {thing}s, so any of NEXT can follow it.
-OPENINGS = {
-    "+": [
-        "{name} has {a} {thing}s. {other} gives {name} {b} more.",
-        "{name} buys {a} {thing}s on Monday and {b} more on Friday.",
-        "{name} keeps {a} {thing}s in a drawer and {b} {thing}s on a shelf.",
-    ],
-    "-": [
-        "{name} has {a} {thing}s. {name} gives {b} of them to {other}.",
-        "{name} brings {a} {thing}s to school but loses {b} of them on the way.",
-        "There are {a} {thing}s on the table. {other} takes {b} of them and {name} takes the rest.",
-    ],
-    "*": [
-        "{name} buys {a} {box}s of {thing}s. There are {b} {thing}s in each {box}.",
-        "{name} gets {b} {thing}s a day from {other} for {a} days.",
-    ],
-    "/": [
-        "{a} {thing}s are shared equally among {b} children. {name} is one of them.",
-        "{other} sorts {a} {thing}s into {b} equal piles and gives one pile to {name}.",
-    ],
-}
-# (story with its question, working). {c} is what there was before, {d} the new number, {e} the answer.
-NEXT = {
-    "+": [
-        (
-            "Then {name} finds {d} more. How many {thing}s does {name} have now?",
-            "Now {name} has {c} + {d} = {e} {thing}s.",
-        ),
-        (
-            "{third} has {d} {thing}s. How many {thing}s do {name} and {third} have together?",
-            "Together they have {c} + {d} = {e} {thing}s.",
-        ),
-    ],
-    "-": [
-        (
-            "Then {name} sells {d} {thing}s. How many {thing}s does {name} have left?",
-            "{name} has {c} - {d} = {e} {thing}s left.",
-        ),
-        (
-            "{third} has only {d} {thing}s. How many more {thing}s does {name} have than {third}?",
-            "{name} has {c} - {d} = {e} more {thing}s than {third}.",
-        ),
-    ],
-    "*": [
-        (
-            "{third} has {d} times as many {thing}s as {name}. How many {thing}s does {third} have?",
-            "{third} has {c} * {d} = {e} {thing}s.",
-        ),
-        (
-            "{name} sells the {thing}s {he} has for {d} dollars each. How many dollars does {name} get?",
-            "{name} gets {c} * {d} = {e} dollars.",
-        ),
-    ],
-    "/": [
-        (
-            "{name} packs the {thing}s {he} has into {pack}s, {d} in each. How many {pack}s does {he} fill?",
-            "{name} fills {c} / {d} = {e} {pack}s.",
-        ),
-        (
-            "{name} shares the {thing}s {he} has equally among {d} friends. How many {thing}s does each get?",
-            "Each friend gets {c} / {d} = {e} {thing}s.",
-        ),
-    ],
-}
-START = "{name} has {c} {thing}s. "  # for a story of one step that is told by NEXT
-NOW = "How many {thing}s does {name} have now?"  # for a story of one step that is told by an opening
-ENDING = " The answer is \\boxed{{{answer}}}."
-
-
-def words(kind: Words, rng: random.Random) -> Problem:
-    """A word problem of one or two steps. No number is below 2, so every plural is right."""
-    steps = rng.choices(kind.operations, k=rng.choice(kind.steps))
-    # 30, 12, 42, 6, 7 stands for 30 + 12 = 42 and 42 / 6 = 7
-    numbers = [rng.randrange(kind.least if steps[0] in "+-" else 2, kind.below)]
-    for step in steps:
-        operands = _operands(step, numbers[-1], kind.below)
-        if not operands:
-            return words(kind, rng)
-        operand = rng.choice(operands)
-        numbers += [operand, APPLY[step](numbers[-1], operand)]
-    name, other, third = rng.sample(sorted(PEOPLE), 3)
-    facts = dict(name=name, other=other, third=third, he=PEOPLE[name])
-    box, pack = rng.sample(BOXES, 2)
-    facts |= dict(thing=rng.choice(THINGS), box=box, pack=pack, answer=numbers[-1])
-    story, working = rng.choice(NEXT[steps[-1]])
-    if len(steps) == 1 and rng.random() < 0.5:
-        story = START + story
-        facts |= zip("cde", numbers, strict=True)
-    else:
-        working = f"{{name}} has {{a}} {steps[0]} {{b}} = {{c}} {{thing}}s." + (f" {working}" if len(steps) > 1 else "")
-        story = f"{rng.choice(OPENINGS[steps[0]])} {story if len(steps) > 1 else NOW}"
-        facts |= zip("abcde", numbers, strict=False)
-    return Problem(story.format(**facts), str(numbers[-1]), (working + ENDING).format(**facts))
-
-
-def _operands(step: str, number: int, below: int) -> Sequence[int]:
-    """What may follow the number and the sign: results are whole, from 2 on, and of products at most 200."""
-    if step == "/":
-        return [d for d in range(2, 13) if number % d == 0 and number // d > 1]
-    return range(2, {"+": below, "-": min(number - 1, below), "*": min(12, 200 // number) + 1}[step])
-
-
-# Each draws one problem. Any other name must be the path of a .jsonl file.
-TASKS: dict[str, Callable[[random.Random], Problem]] = {
-    **{name: partial(chain, kind) for name, kind in CHAINS.items()},
-    **{name: partial(words, kind) for name, kind in WORDS.items()},
-}
+    counts: dict[str, int] = field(default_factory=dict)
 
 
 def load_task(
-    name: str, *, train: int = 4000, validation: int = 100, test: int = 500, seed: int = 0, where: dict | None = None
+    name: str,
+    *,
+    train: int = 4000,
+    validation: int = 100,
+    test: int = 500,
+    seed: int = 0,
+    where: dict | None = None,
+    data: str | Path | None = None,
 ) -> Task:
-    """A task of TASKS, or a .jsonl file with the fields question, answer and, optionally, solution.
+    """A generated task (chain, words, ...), a benchmark (math, cn_k12, mmlu, gsm8k), or a .jsonl file with the fields
+    question, answer and, optionally, solution.
 
-    train, validation, test: how many problems; a file may have fewer for train. A larger train changes neither
-    of the others. where: rows of a file to use, as {field: [values]}. Raises ValueError for a name that is not known
-    and for a file that can't be used."""
+    train, validation, test: how many problems; there may be fewer for train, except of generated ones. A larger train
+    changes neither of the others. where: rows of a file to use, as {field: [values]}. data: a copy on disk of a
+    benchmark (JSONL, Parquet or a `datasets` folder), in place of the Hub.
+    Raises ValueError for a name that is not known and for data that can't be used."""
     if min(train, validation, test) < 0:
         raise ValueError(f"the sizes of a task can't be negative: train {train}, validation {validation}, test {test}")
-    rng = random.Random(f"{Path(name).name} {seed}")
-    if str(name).endswith(".jsonl"):
+    file = str(name).endswith(".jsonl")
+    if not file and name not in GENERATED and name not in SOURCES:
+        raise ValueError(f"no task {name!r}: use {', '.join([*GENERATED, *SOURCES])} or the path of a .jsonl file")
+    if where and not file:
+        raise ValueError(f"where picks rows of a .jsonl file, and {name} is none")
+    if data and name not in SOURCES:
+        raise ValueError(f"data is a copy of one of {', '.join(SOURCES)}, and {name} is none of them")
+    rng, counts = random.Random(f"{Path(name).name} {seed}"), {}
+    instruction = SOURCES[name].instruction if name in SOURCES else "" if name in CHAINS else BOX_IT
+    if file:
         problems = read_jsonl(name, where)
-        least = test + validation + min(train, 1)
-        if len(problems) < least:
-            raise ValueError(
-                f"{name} has {len(problems)} different questions{' where you want them' if where else ''}, "
-                f"fewer than {test} for test, {validation} for validation and 1 for training: ask for less"
-            )
         rng.shuffle(problems)
-    elif name not in TASKS:
-        raise ValueError(f"no task {name!r}: use {', '.join(TASKS)} or the path of a .jsonl file")
-    elif where:
-        raise ValueError(f"where picks rows of a .jsonl file, and the problems of {name} are generated")
-    else:
+    elif name in GENERATED:
         problems = _draw(name, rng, test + validation + train)
+    else:
+        problems, counts = _benchmark(name, test, validation + train, seed, data)
+    least = test + validation + min(train, 1)
+    if len(problems) < least:
+        raise ValueError(
+            f"{name} has {len(problems)} different questions{' where you want them' if where else ''}, "
+            f"fewer than {test} for test, {validation} for validation and 1 for training: ask for less"
+        )
     test_set, others = problems[:test], problems[test:]
-    instruction = "" if name in CHAINS else BOX_IT
-    return Task(str(name), others[validation : validation + train], others[:validation], test_set, instruction)
+    return Task(str(name), others[validation : validation + train], others[:validation], test_set, instruction, counts)
+
+
+def _benchmark(name: str, test: int, others: int, seed: int, data) -> tuple[list[Problem], dict[str, int]]:
+    """`test` problems, of the test split where there is one, then at most `others` that are in none; counts."""
+    rows, test_rows = load_rows(name, data, seed)
+    if test_rows is None:
+        return list(islice(distinct(rows), test + others)), rows.counts
+    known: set[str] = set()
+    reserved = list(distinct(test_rows, known))  # all of them: none may be trained on, used here or not
+    if len(reserved) < test:
+        raise ValueError(f"the test split of {name} has {len(reserved)} different questions, fewer than {test}")
+    counts = {
+        f"{split}, {verdict}": n
+        for split, r in (("train", rows), ("test", test_rows))
+        for verdict, n in r.counts.items()
+    }
+    return reserved[:test] + list(islice(distinct(rows, known), others)), counts
+
+
+def distinct(problems: Iterable[Problem], known: set[str] | None = None) -> Iterator[Problem]:
+    """Each question once, and none that is in `known`, to which they are added."""
+    known = set() if known is None else known
+    for problem in problems:
+        question = normalised(problem.question)
+        if question not in known:
+            known.add(question)
+            yield problem
 
 
 def _draw(name: str, rng: random.Random, count: int) -> list[Problem]:
@@ -229,7 +106,7 @@ def _draw(name: str, rng: random.Random, count: int) -> list[Problem]:
     for _ in range(20 * count + 1000):
         if len(found) == count:
             return list(found.values())
-        problem = TASKS[name](rng)
+        problem = GENERATED[name](rng)
         found.setdefault(normalised(problem.question), problem)
     raise ValueError(f"{name} has hardly more than {len(found)} different problems: ask for fewer than {count}")
 
@@ -255,26 +132,23 @@ def read_jsonl(path: str | Path, where: dict | None = None) -> list[Problem]:
                 raise ValueError(f"{path} line {number}: {what}") from None
     if not rows:
         raise ValueError(f"{path} is empty")
-    for field, values in (where or {}).items():
+    for name, values in (where or {}).items():
         values = [str(value) for value in ([values] if isinstance(values, str) else values)]
-        have = sorted({str(row[field]) for row, _ in rows if field in row})
+        have = sorted({str(row[name]) for row, _ in rows if name in row})
         if not have:
-            raise ValueError(f"no row of {path} has the field {field!r}")
-        rows = [(row, problem) for row, problem in rows if field in row and str(row[field]) in values]
+            raise ValueError(f"no row of {path} has the field {name!r}")
+        rows = [(row, problem) for row, problem in rows if name in row and str(row[name]) in values]
         if not rows:
-            raise ValueError(f"no row of {path} has {field} {' or '.join(values)}; there is {', '.join(have[:10])}")
-    found: dict[str, Problem] = {}
-    for _, problem in rows:
-        found.setdefault(normalised(problem.question), problem)
-    return list(found.values())
+            raise ValueError(f"no row of {path} has {name} {' or '.join(values)}; there is {', '.join(have[:10])}")
+    return list(distinct(problem for _, problem in rows))
 
 
 def _problem(row: dict) -> Problem:
     if not isinstance(row, dict):
         raise ValueError("not an object with fields")
-    for field in ("question", "answer"):
-        if row.get(field) in (None, ""):
-            raise ValueError(f"no {field!r}")
+    for name in ("question", "answer"):
+        if row.get(name) in (None, ""):
+            raise ValueError(f"no {name!r}")
     question, answer, solution = row["question"], row["answer"], row.get("solution")
     if not isinstance(question, str) or isinstance(answer, bool) or not isinstance(answer, str | int | float):
         raise ValueError("question must be text, and answer text or a number")

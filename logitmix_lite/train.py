@@ -13,7 +13,7 @@ from .grpo import group_advantages, grpo_loss, kl_k3, sequence_mean
 from .mixture import Mixture
 from .models import frozen_fingerprint, load_tokenizer, make_mixture, trainable
 from .presets import Preset, check, load_preset
-from .rewards import grade
+from .rewards import grade_all
 from .rollout import Rollouts, check_prompts, completion_logprobs, rollout
 from .runs import Run, batch_indices
 from .schedules import Adaptive, Fixed
@@ -80,7 +80,7 @@ def train(
     check_prompts(mixture, prompts, preset.max_new_tokens)
     settings = asdict(preset)
     config = {"command": "train", "preset": settings.pop("name"), "method": method, "seed": seed, "init": init}
-    config |= settings | {"frozen": frozen_fingerprint(mixture)}
+    config |= settings | {"frozen": frozen_fingerprint(mixture)} | ({"rows": task.counts} if task.counts else {})
     run = Run(out, config, resume)
     try:
         return Trainer(mixture, tokenizer, task, preset, how, seed, run).run()
@@ -130,9 +130,8 @@ class Trainer:
         preset = self.preset
         problems = [self.task.train[k] for k in batch_indices(step, preset.prompts, len(self.task.train), self.seed)]
         rollouts = self.rollout(problems, step)
-        grades = [
-            grade(text, problems[k // preset.samples].answer) for k, text in enumerate(rollouts.texts(self.tokenizer))
-        ]
+        answers = [p.answer for p in problems for _ in range(preset.samples)]
+        grades = grade_all(rollouts.texts(self.tokenizer), answers)
         rewards = torch.tensor([float(g.correct) for g in grades], device=rollouts.logps.device)
         advantages = group_advantages(rewards.view(-1, preset.samples)).flatten()
         tokens = int(rollouts.mask.sum())
@@ -147,6 +146,7 @@ class Trainer:
             "truncated": rollouts.truncated.float().mean().item(),
             "length": tokens / len(grades),
             "tokens": tokens,
+            "failed_comparisons": sum(g.failed for g in grades),
         }
         metrics |= self.update(rollouts, advantages)
         if isinstance(self.schedule, Adaptive):

@@ -1,6 +1,7 @@
 """Settings and fixtures for all tests: offline, without progress bars."""
 
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import pytest
 # Before anything imports transformers, datasets or tqdm, which read these once.
 os.environ["TQDM_DISABLE"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_DATASETS_CACHE"] = tempfile.mkdtemp(prefix="datasets-")
 os.environ["OMP_NUM_THREADS"] = "1"  # models this small are fastest so, above all beside other work
 
 

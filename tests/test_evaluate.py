@@ -1,12 +1,18 @@
 """Statistics against closed forms, and the adaptive schedule against equations 8 and 9."""
 
+import itertools
+import json
 from math import comb, exp, sqrt
+from statistics import fmean
 
+import numpy as np
 import pytest
 
 from logitmix_lite import evaluate, load_policy, load_task, load_tokenizer
-from logitmix_lite.evaluate import contingency, interval, mcnemar
+from logitmix_lite.evaluate import compare, majority_vote
+from logitmix_lite.rewards import grade
 from logitmix_lite.schedules import Adaptive
+from logitmix_lite.stats import contingency, difference_interval, interval, mcnemar, mean_interval, pass_at
 
 
 @pytest.mark.parametrize("successes, trials", [(0, 200), (1, 10), (57, 200), (200, 200)])
@@ -27,6 +33,77 @@ def test_paired_comparison():
     assert mcnemar(first, first) == 1
 
 
+@pytest.mark.parametrize("k, correct", [(1, 2), (3, 2), (4, 2), (5, 2), (6, 2), (2, 0), (2, 6)])
+def test_pass_at_k_counts_all_choices(k, correct):
+    outcomes = [True] * correct + [False] * (6 - correct)
+    chosen = list(itertools.combinations(outcomes, k))
+    assert pass_at(k, 6, correct) == pytest.approx(fmean(any(some) for some in chosen))
+
+
+def test_pass_at_more_than_there_are_is_refused():
+    with pytest.raises(ValueError, match="pass@3 needs at least 3 completions a problem, there are 2"):
+        pass_at(3, 2, 1)
+
+
+def test_intervals_cover_as_often_as_they_say():
+    """Simulated evaluations of 100 problems: the true value lies inside in about 95 of 100 (binomial noise: 1.1)."""
+    random, trials = np.random.default_rng(0), 400
+    inside = {"paired": 0, "shares": 0}
+    for _ in range(trials):
+        first, second = random.random(100) < 0.5, random.random(100) < 0.5
+        second = np.where(random.random(100) < 0.6, first, second)  # the two policies resemble each other
+        low, high = difference_interval(first, second)
+        inside["paired"] += low <= 0 <= high
+        shares = random.binomial(4, random.beta(1, 1, 100)) / 4  # four completions of problems of all difficulties
+        low, high = mean_interval(shares.tolist())
+        inside["shares"] += low <= 0.5 <= high
+    assert all(0.915 <= count / trials <= 0.985 for count in inside.values()), inside
+
+
+def test_majority_vote_counts_answers_that_mean_the_same_together():
+    def vote(*texts):
+        return majority_vote([grade(text, "0.5") for text in texts])
+
+    assert vote(r"\boxed{0.5}", r"\boxed{1/2}", r"\boxed{2}")
+    assert not vote(r"\boxed{0.5}", r"\boxed{2}", r"\boxed{2}", "0.5", "0.5")  # what stands in no box has no vote
+    assert vote(r"\boxed{\frac12}", r"\boxed{2}")  # equally frequent: the first
+    assert not vote("0.5", "no idea")
+
+
+def test_two_record_files_compare(tmp_path):
+    rows = [{"question": f"q{k}", "gold": "1", "correct": k < 4} for k in range(10)]
+    other = [row | {"correct": k >= 3} for k, row in enumerate(rows)]
+    files = []
+    for name, table in (("a", rows), ("b", list(reversed(other))), ("c", rows[:9]), ("d", rows + rows[:1])):
+        files.append(tmp_path / f"{name}.jsonl")
+        files[-1].write_text("".join(json.dumps(row) + "\n" for row in table))
+    found = compare(*files[:2])
+    assert (found["problems"], found["first"], found["second"]) == (10, 0.4, 0.7)
+    assert (found["both"], found["first only"], found["second only"], found["neither"]) == (1, 3, 6, 0)
+    assert found["p_value"] == pytest.approx(2 * sum(comb(9, k) for k in range(4)) / 2**9)
+    assert found["difference"] == pytest.approx(0.3) and found["difference_95"][0] < 0 < found["difference_95"][1]
+    with pytest.raises(ValueError, match="not about the same problems"):
+        compare(files[0], files[2])
+    with pytest.raises(ValueError, match="several completions of one problem"):
+        compare(files[3], files[0])
+
+
+def test_several_samples_of_each_problem():
+    task, tokenizer = load_task("chain", train=1, validation=1, test=6), load_tokenizer("tiny-anchor")
+    policy = load_policy("tiny-anchor")
+    found = evaluate(policy, tokenizer, task.test, max_new_tokens=64, samples=4, temperature=1.0, batch=8)
+    assert found.samples == 4 and len(found.records()) == 24
+    right = [sum(g.correct for g in group) for group in found.groups()]
+    assert [sum(row["correct"] for row in found.records() if row["question"] == p.question) for p in task.test] == right
+    summary = found.summary()
+    assert summary["accuracy"] == pytest.approx(sum(right) / 24) == pytest.approx(summary["pass_at"]["1"])
+    assert summary["pass_at"]["4"] == fmean(r > 0 for r in right)
+    lengths = [len(tokenizer(text)["input_ids"]) for text in found.completions]
+    assert all(n + (not cut) == m for n, cut, m in zip(lengths, found.truncated, found.lengths, strict=True))
+    with pytest.raises(ValueError, match="set a temperature above 0"):
+        evaluate(policy, tokenizer, task.test, samples=2)
+
+
 def test_adaptive_alpha():
     schedule = Adaptive(0.5, offset=0.1, scale=0.2)
     found = schedule.update([1, 1, 1, 0], [0, 0, 1, 1])  # gain 2/4, forgetting 1/4
@@ -34,19 +111,3 @@ def test_adaptive_alpha():
     slow = Adaptive(0.5, offset=0.1, scale=0.2, smoothing=0.25)
     assert slow.update([1, 1, 1, 0], [0, 0, 1, 1])["alpha"] == pytest.approx(0.75 * 0.5 + 0.25 * found["alpha"])
     assert Adaptive(0.5, scale=1e-4).update([0], [1])["alpha"] == 0  # far out, and no overflow
-
-
-def test_tiny_world_has_its_complementarity():
-    """Base reasons and does not box, the anchor boxes and reasons worse: counted on the shipped checkpoints."""
-    task = load_task("chain", train=1, validation=1, test=200)
-    tokenizer = load_tokenizer("tiny-base")
-    base, anchor = (
-        evaluate(load_policy(name), tokenizer, task.test, max_new_tokens=64, batch=200)
-        for name in ("tiny-base", "tiny-anchor")
-    )
-    assert base.format_rate < 0.10 and 0.40 <= base.number_rate <= 0.70
-    assert anchor.format_rate >= 0.98 and anchor.accuracy < base.number_rate - 0.05
-    assert [p.question for p in base.problems] == [p.question for p in anchor.problems]
-    rows = base.records()
-    assert sum(row["number"] for row in rows) / 200 == base.number_rate
-    assert base.summary()["format_rate_95"][1] < 0.12

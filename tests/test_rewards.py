@@ -1,6 +1,7 @@
 """Grades: boxes, numbers, equality, and what must never happen (a hang, an exception, a reward for nothing)."""
 
 import json
+import os
 import random
 import threading
 import time
@@ -8,7 +9,7 @@ import time
 import pytest
 
 from logitmix_lite import rewards
-from logitmix_lite.rewards import Grade, answer_text, boxed, equal, grade, last_number
+from logitmix_lite.rewards import Grade, answer_text, boxed, equal, grade, grade_all, last_number
 
 
 def rows(path):
@@ -69,13 +70,22 @@ SAME = [
     ("C", "(C)"), ("C", r"\text{C}"), ("C", "C. 12 apples"), (r"\text{(C)}", "C"), ("E", r"\textbf{(E)}"),
     (r"\text{Evelyn}", "evelyn"), ("1,-2", "-2, 1"), (r"(3, \frac{\pi}{2})", r"\left(3, \dfrac{\pi}{2}\right)"),
     ("2.7×10^9", r"2.7 \times 10^{9}"), ("2x+4", "2(x+2)"), ("第一象限", "第一象限"), ("1000000", "10^6"),
-    ("-5", "x = -5"),
+    ("-5", "x = -5"), ("25", "25 cm^2"), ("25", r"25\text{ cm}^2"), ("60", r"60 \text{ degrees}"),
+    ("125°", "125^\\circ"), ("(1,2]", r"\left(1, 2\right]"), (r"\{1,2,3\}", r"\{3,2,1\}"), (r"x\in[1,2)", "[1,2)"),
+    ("1<x<2", "(1,2)"),
+    (r"\begin{pmatrix} 1/2 \\ 3 \end{pmatrix}", r"\begin{bmatrix}0.5\\3\end{bmatrix}"), (r"\pm 2", "-2, 2"),
+    (r"3\frac{1}{2}", "3.5"), (r"3\sqrt{2}", r"\sqrt{18}"), ("3+4i", "4i+3"), ("3.84 \\times 10^{5}", "384,000"),
+    ("(3,4)", "（3，4）"), ("B", "（Ｂ）"), ("5", "５。"), ("3:4", "3：4"), ("10%", "10％"), ("C", "C、12"),
+    ("18", "18元"),
 ]  # fmt: skip
 DIFFERENT = [
     ("18", "19"), ("18", "-18"), ("18", ""), ("18", "18x"), ("7", "5 or 7"), ("7", "5, 7"), ("2", r"2\pi"),
     ("35", "3 5"), ("35", "3*5"), ("16", "13+7-4"), ("16", r"4 \times 4"), ("16", "16=13+7-4"), ("10", "10 million"),
     ("12345678", "12345679"), ("0.00001", "0.00002"), ("C", "D"), ("C", "A, B, C"), ("C", "c"), ("east", "seat"),
-    ("10和11之间", "10"), ("18", "1" * 400), ("1/2", "1/0"), ("3", r"\frac{"),
+    ("(1,2]", "(1,2)"), ("(1,2)", "(2,1)"), (r"\{1,2\}", r"\{1,2,3\}"), ("25 cm^2", "25 cm^3"), ("A", "A、B"),
+    ("1:2", "2:1"), (r"\begin{pmatrix}1&2\\3&4\end{pmatrix}", r"\begin{pmatrix}1&2\\4&3\end{pmatrix}"),
+    (r"\sqrt{2}", "1.41"),
+    ("x>2", "x<2"), ("10和11之间", "10"), ("18", "1" * 400), ("1/2", "1/0"), ("3", r"\frac{"),
 ]  # fmt: skip
 
 
@@ -151,6 +161,30 @@ def test_other_threads_grade_too():
     [thread.start() for thread in work]
     [thread.join(60) for thread in work]
     assert found == [True] * len(work)
+
+
+def test_a_comparison_that_fails_is_counted_and_never_right(monkeypatch):
+    monkeypatch.setattr(rewards, "SECONDS", 0.5)
+    found = grade(r"\boxed{10^{10^{10^{10}}}}", "11")
+    assert found.failed and found.formatted and not found.correct
+    assert not grade(r"\boxed{2(x+3)}", "2x+6").failed and not grade(r"\boxed{2(x+3)}", "2x+7").failed
+
+
+def test_a_killed_helper_is_replaced():
+    equal("2x+5", "5+x+x")
+    pool = rewards._helpers(os.getpid())
+    running = [helper for helper in pool.queue if helper.process]
+    assert running
+    for helper in running:
+        helper.process.kill()
+    assert [equal(f"2x+{k}", f"{k}+x+x") for k in range(100, 100 + 2 * rewards.HELPERS)].count(True) >= rewards.HELPERS
+    assert equal("2x+7", "7+x+x")
+
+
+def test_many_at_once_are_the_same_as_one_by_one():
+    texts = [rf"\boxed{{{k % 7}x+{k}}}" for k in range(60)] + ["the answer is 5", "", r"\boxed{5"]
+    golds = [f"{k}+{(k + k % 2) % 7}x" for k in range(60)] + ["5", "5", "5"]
+    assert grade_all(texts, golds) == [grade(text, gold) for text, gold in zip(texts, golds, strict=True)]
 
 
 def test_a_helper_that_cannot_start_is_an_error_not_a_zero(monkeypatch):

@@ -9,19 +9,9 @@ from tokenizers import Tokenizer, decoders
 from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast
 
+from logitmix_lite.problems import CHAINS, GENERATED, WORDS, Chain, Problem, chain
 from logitmix_lite.rewards import grade
-from logitmix_lite.tasks import (
-    CHAINS,
-    TASKS,
-    WORDS,
-    Chain,
-    Problem,
-    chain,
-    encode_demo,
-    encode_prompt,
-    load_task,
-    normalised,
-)
+from logitmix_lite.tasks import encode_demo, encode_prompt, load_task, normalised
 
 
 def equations(text):
@@ -62,7 +52,7 @@ def test_word_problems_are_right(name):
     assert "\\boxed{}" in task.instruction
 
 
-@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("name", GENERATED)
 def test_sets_are_disjoint_reproducible_and_do_not_depend_on_the_size_of_train(name):
     task = load_task(name, train=300, validation=40, test=50, seed=1)
     problems = task.train + task.validation + task.test
@@ -125,14 +115,14 @@ def test_bad_jsonl_says_where_and_what(tmp_path, lines, message):
 
 
 def test_bad_requests(tmp_path, monkeypatch):
-    monkeypatch.setitem(TASKS, "chain-easy", partial(chain, Chain(terms=(2, 2), below=4)))  # 18 different ones
+    monkeypatch.setitem(GENERATED, "chain-easy", partial(chain, Chain(terms=(2, 2), below=4)))  # 18 different ones
     (tmp_path / "latin.jsonl").write_bytes(b"\xff\xfe")
     file = write(tmp_path / "a.jsonl", {"question": "a", "answer": 1, "level": 2})
     for arguments, message in (
-        (dict(name="chian"), "no task 'chian': use chain, chain-easy, words, words-easy or the path"),
+        (dict(name="chian"), "no task 'chian': use chain, chain-easy, words, words-easy, math, cn_k12, mmlu, gsm8k or"),
         (dict(name="nowhere.jsonl"), "can't read nowhere.jsonl: No such file"),
         (dict(name=str(tmp_path / "latin.jsonl")), "it is not UTF-8 text"),
-        (dict(name="chain", where={"type": ["x"]}), "the problems of chain are generated"),
+        (dict(name="chain", where={"type": ["x"]}), "rows of a .jsonl file, and chain is none"),
         (dict(name=file, where={"type": ["x"]}), "has the field 'type'"),
         (dict(name=file, where={"level": [1, 3]}), "has level 1 or 3; there is 2"),
         (dict(name="chain", test=-1), "can't be negative"),

@@ -1,0 +1,53 @@
+"""Intervals and paired comparisons: how sure a measured share is, and whether two policies differ."""
+
+from collections.abc import Sequence
+from math import comb
+from statistics import NormalDist, fmean, stdev
+
+from scipy.stats import binomtest
+
+
+def interval(successes: int, trials: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Wilson's confidence interval of a share: unlike the textbook one, right for shares near 0 and 1."""
+    found = binomtest(successes, trials).proportion_ci(confidence, method="wilson")
+    return float(found.low), float(found.high)
+
+
+def mean_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float]:
+    """Normal confidence interval of the mean of shares, one a problem, within [0, 1]."""
+    half = NormalDist().inv_cdf((1 + confidence) / 2) * stdev(values) / len(values) ** 0.5 if len(values) > 1 else 1.0
+    return max(0.0, fmean(values) - half), min(1.0, fmean(values) + half)
+
+
+def pass_at(k: int, samples: int, correct: int) -> float:
+    """Chance that at least one of `k` completions is right, estimated without bias from `correct` of `samples`
+    (arXiv:2107.03374)."""
+    if not 1 <= k <= samples:
+        raise ValueError(f"pass@{k} needs at least {k} completions a problem, there are {samples}")
+    return 1 - comb(samples - correct, k) / comb(samples, k)
+
+
+def contingency(first: Sequence[bool], second: Sequence[bool]) -> dict[str, int]:
+    """On how many problems both, only the first, only the second, or neither succeeded."""
+    pairs = list(zip(map(bool, first), map(bool, second), strict=True))
+    cells = {"both": (True, True), "first only": (True, False), "second only": (False, True), "neither": (False, False)}
+    return {name: pairs.count(cell) for name, cell in cells.items()}
+
+
+def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> float:
+    """Exact McNemar test: the p-value of "both succeed equally often" on the same problems; 1 if they never differ."""
+    table = contingency(first, second)
+    only = table["first only"], table["second only"]
+    return float(binomtest(only[0], sum(only), 0.5).pvalue) if sum(only) else 1.0
+
+
+def difference_interval(first: Sequence[bool], second: Sequence[bool], confidence: float = 0.95) -> tuple[float, float]:
+    """Confidence interval of the share of `second` minus that of `first` on the same problems.
+
+    Agresti and Min's (2005): Wald's for pairs, after half a problem is added to each cell of the table, which keeps its
+    coverage for few problems and for shares near 0 and 1."""
+    table = contingency(first, second)
+    total, gained, lost = len(first) + 2, table["second only"] + 0.5, table["first only"] + 0.5
+    centre = (gained - lost) / total
+    half = NormalDist().inv_cdf((1 + confidence) / 2) * ((gained + lost) / total - centre**2) ** 0.5 / total**0.5
+    return max(-1.0, centre - half), min(1.0, centre + half)
