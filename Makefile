@@ -1,6 +1,10 @@
 # Two commands from a fresh clone: `make reproduce` and `make test`. `make` alone lists the rest.
 # Any variable can be set on the command line: make install PYTHON=/usr/bin/python3.12
 
+# Where the repository lives: `make badges` writes it into the notebooks.
+REPOSITORY = logitmix/logitmix_lite
+BRANCH = main
+
 VENV ?= .venv
 
 # The first Python that is 3.11 or newer and can make a virtual environment.
@@ -21,7 +25,7 @@ EXECUTED = $(patsubst notebooks/%,$(RUNS)/notebooks/%,$(wildcard notebooks/*.ipy
 TRAINED = $(METHODS:%=$(RUNS)/%/final)
 
 .DEFAULT_GOAL = help
-.PHONY: help install test reproduce lab tiny clean
+.PHONY: help install test reproduce lab badges tiny clean
 .NOTPARALLEL:
 
 # Notebooks are recorded and compared offline, without progress bars, with Jupyter's own way of drawing figures.
@@ -65,6 +69,11 @@ $(RUNS)/%/final: | $(STAMP)
 
 lab: install ## open the notebooks in Jupyter
 	"$(PY)" -m jupyterlab $(if $(filter 0,$(shell id -u)),--allow-root) notebooks
+
+badges: ## write REPOSITORY and BRANCH into the notebooks' badges and install cells
+	sed -i.old -E -e 's#(colab\.research\.google\.com/github)/[^/]+/[^/]+/blob/[^/]+/#\1/$(REPOSITORY)/blob/$(BRANCH)/#' \
+		-e 's#(git clone .*https://github\.com)/[^/ ]+/[^/ ]+#\1/$(REPOSITORY)#' notebooks/*.ipynb
+	rm notebooks/*.ipynb.old
 
 tiny: install ## remake the tiny models in data/tiny
 	"$(PY)" -m logitmix_lite tiny

@@ -82,8 +82,12 @@ def add_preset_flags(parser: argparse.ArgumentParser) -> None:
 
     group = parser.add_argument_group("settings (default: the preset's)")
     for f in fields(Preset)[1:]:
-        kind = f.type if f.type in (int, float) else where if f.name == "where" else str
-        group.add_argument(f"--{f.name.replace('_', '-')}", type=kind, help=f.metadata["help"].replace("%", "%%"))
+        flag, help = f"--{f.name.replace('_', '-')}", f.metadata["help"].replace("%", "%%")
+        if f.type is bool:
+            group.add_argument(flag, action=argparse.BooleanOptionalAction, help=help)
+        else:
+            kind = f.type if f.type in (int, float) else where if f.name == "where" else str
+            group.add_argument(flag, type=kind, help=help)
 
 
 def where(text: str) -> dict[str, list[str]]:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -19,6 +20,7 @@ from transformers import (
     PreTrainedModel,
 )
 from transformers.cache_utils import Cache
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from .adapters import route_adapters
@@ -105,6 +107,7 @@ class Mixture(PreTrainedModel, GenerationMixin):
         self.members = nn.ModuleList(members)
         self.adapters = list(adapters) if adapters else None
         self.route = route_adapters(members[0]) if adapters else None
+        self.blocks = []  # see checkpoint_activations
         self.generation_config = members[0].generation_config
         self.models = [m.get_base_model() if isinstance(m, PeftModel) else m for m in members] * (
             count if adapters else 1
@@ -152,8 +155,10 @@ class Mixture(PreTrainedModel, GenerationMixin):
 
     # ---- from tokens to mixed logits --------------------------------------------------------------------------------
 
-    def hidden(self, input_ids, attention_mask=None, position_ids=None, cache: MixtureCache | None = None):
-        """Last hidden states of the members in use: a list of `[B, T, D_k]`. Only the first member gets a gradient."""
+    def hidden(self, input_ids, attention_mask=None, position_ids=None, cache: MixtureCache | None = None, frozen=True):
+        """Last hidden states of the members in use: a list of `[B, T, D_k]`. Only the first member gets a gradient.
+
+        frozen False: run the first member only, if it is in use."""
         if position_ids is None and attention_mask is not None:
             position_ids = positions(attention_mask)[:, -input_ids.shape[1] :]
         inputs = dict(input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids)
@@ -162,14 +167,28 @@ class Mixture(PreTrainedModel, GenerationMixin):
             stacked = {k: None if v is None else v.repeat(len(self.active), 1) for k, v in inputs.items()}
             return list(self._body(0, stacked, cache.caches[0]).chunk(len(self.active)))
         states = []
-        for place, k in enumerate(self.active):
+        # Theta comes last: where the backward pass recomputes its blocks, the route must still be theirs.
+        for place in reversed(range(len(self.active))):
+            k = self.active[place]
+            if k > 0 and not frozen:
+                continue
             if self.adapters:
                 self.route.names = (self.adapters[k],)
             with torch.set_grad_enabled(torch.is_grad_enabled() and k == 0):
-                states.append(self._body(k, inputs, cache and cache.caches[place]))
+                states.insert(0, self._body(k, inputs, cache and cache.caches[place]))
         return states
 
+    def checkpoint_activations(self) -> None:
+        """From now on keep only each block's input for the backward pass, which recomputes the rest: less memory, and
+        about a third more time."""
+        self.blocks = [m for m in self.models[0].modules() if isinstance(m, GradientCheckpointingLayer)]
+        for block in self.blocks:
+            block.gradient_checkpointing = True
+            block._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
+
     def _body(self, k: int, inputs: dict, cache: Cache | None) -> Tensor:
+        for block in self.blocks:
+            block.training = torch.is_grad_enabled()  # what makes it recompute; dropout inside it stays off
         return self.models[k].base_model(**inputs, past_key_values=cache, use_cache=cache is not None)[0]
 
     def combine(self, hidden: list[Tensor]) -> Tensor:

@@ -36,9 +36,11 @@ class Preset:
     temperature: float = _number(1.0, "sampling temperature")
     # learning
     steps: int = _number(60, "RL steps")
-    lr: float = _number(2e-5, "learning rate of Adam, constant")
+    lr: float = _number(5e-5, "learning rate of Adam, constant")
     epochs: int = _number(1, "optimiser steps on each batch of rollouts")
-    microbatch: int = _number(128, "completions in one forward and backward pass; changes memory, not the result")
+    microbatch_tokens: int = _number(8192, "tokens in one forward and backward pass; changes memory, not the result")
+    keep_ref_states: bool = _number(True, "keep ref's hidden states from sampling: training then runs theta alone")
+    checkpoint_activations: bool = _number(False, "recompute activations in the backward pass: less memory, more time")
     clip: float = _number(0.2, "the ratio is clipped to 1 - clip, 1 + clip")
     max_grad_norm: float = _number(1.0, "gradients are scaled down to this norm")
     alpha: float = _number(0.5, "weight of the reference in the mixture (adaptive: the first step's)")
@@ -85,16 +87,42 @@ PRESETS = {
         samples=8,
         steps=40,
         lr=1e-4,
-        microbatch=32,
+        microbatch_tokens=4096,
         eval_batch=100,
         validation_size=32,
         sft_task="words",
-        sft_demos=256,
-        sft_steps=40,
+        sft_demos=2000,
+        sft_steps=100,
         sft_batch=16,
-        sft_lr=2e-4,
+        sft_lr=5e-4,
     ),
 }
+
+# Qwen2.5-Instruct, the paper's models, with LoRA. The paper's text gives no learning rates and sizes: these are ours.
+for size, rank, microbatch_tokens in (("1.5b", 64, 32768), ("3b", 64, 16384), ("7b", 32, 8192)):
+    PRESETS[f"qwen-{size}"] = Preset(
+        f"qwen-{size}",
+        base=f"Qwen/Qwen2.5-{size.upper()}-Instruct",
+        anchor=f"runs/qwen-{size}/anchor/final",
+        lora_rank=rank,
+        lora_alpha=rank,
+        task="math",
+        train_size=7000,
+        test_size=500,
+        max_new_tokens=1024,
+        prompts=16,
+        samples=8,
+        steps=200,
+        lr=2e-5,
+        microbatch_tokens=microbatch_tokens,
+        checkpoint_activations=True,
+        eval_batch=128,
+        sft_task="math",
+        sft_demos=2000,
+        sft_steps=125,
+        sft_batch=32,
+        sft_lr=1e-4,
+    )
 
 
 def load_preset(name: str, **changes) -> Preset:

@@ -17,7 +17,8 @@ class Rollouts:
 
     prompt_ids, prompt_mask: `[Q, P]`, padded on the left. completions, mask: `[N, T]`, padded on the right; the mask is
     1 up to and including the first end token. logps: `[N, T]`, natural log-probs under the policy that sampled, at the
-    temperature that sampled (at 1 for greedy), 0 on padding. truncated: `[N]`, true where no end token came."""
+    temperature that sampled (at 1 for greedy), 0 on padding. truncated: `[N]`, true where no end token came.
+    kept: the frozen members' last hidden states where each token was sampled, `[N, T, D_k]` a member, if asked for."""
 
     prompt_ids: Tensor
     prompt_mask: Tensor
@@ -25,6 +26,7 @@ class Rollouts:
     mask: Tensor
     logps: Tensor
     truncated: Tensor
+    kept: list[Tensor] | None = None
 
     @property
     def samples(self) -> int:
@@ -48,12 +50,15 @@ def rollout(
     seed: int | Sequence[int] = 0,
     eos: int | Sequence[int] | None = None,
     pad: int | None = None,
+    keep: bool = False,
 ) -> Rollouts:
     """Sample `samples` completions of each prompt (a list of token ids) from a Mixture or any causal language model.
 
     Each distinct prompt runs through the members once, and its caches are expanded to its samples. Finished completions
     leave the batch. temperature 0 is greedy decoding. A completion depends on the seed and on its place in the batch,
-    not on when the others finish. eos, pad: default to the model's own; eos may be several ids.
+    not on when the others finish. eos, pad: default to the model's own; eos may be several ids. keep: return what the
+    frozen members found (`Rollouts.kept`), so that `completion_logprobs` need not run them again; it costs
+    `N * T * D_k` numbers a member, D_k / V of its logits.
 
     Raises ValueError where a prompt and `max_new_tokens` together exceed the model's context."""
     mixture = mixture if isinstance(mixture, Mixture) else Mixture([mixture])
@@ -80,9 +85,13 @@ def rollout(
     completions = torch.full((total, max_new_tokens), pad, device=device)
     logps = torch.zeros(total, max_new_tokens, device=device)
     lengths = torch.full((total,), max_new_tokens, device=device)
+    kept = [h.new_zeros(total, max_new_tokens, h.shape[-1]) for h in frozen(mixture, last)] if keep else None
     alive = torch.arange(total, device=device)  # where the rows of the running batch belong in the result
     done = torch.zeros(total, dtype=torch.bool, device=device)
     for step in range(max_new_tokens):
+        if keep:
+            for store, h in zip(kept, frozen(mixture, last), strict=True):
+                store[alive, step] = h
         tokens, picked = sample(mixture.combine(last), temperature, uniform[alive, step])
         completions[alive, step] = torch.where(done, pad, tokens)
         logps[alive, step] = picked.masked_fill(done, 0).to(logps.dtype)
@@ -93,18 +102,24 @@ def rollout(
         if running == 0 or step + 1 == max_new_tokens:
             break
         if running <= 0.75 * len(done):  # compacting copies the caches: worth it when a quarter of the rows is finished
-            keep = (~done).nonzero().squeeze(-1)
-            cache.select(keep)
-            alive, tokens, seen, position, done = (x[keep] for x in (alive, tokens, seen, position, done))
+            rows = (~done).nonzero().squeeze(-1)
+            cache.select(rows)
+            alive, tokens, seen, position, done = (x[rows] for x in (alive, tokens, seen, position, done))
         seen = torch.cat([seen, seen.new_ones(len(seen), 1)], -1)
         hidden = mixture.hidden(tokens[:, None], seen, position[:, None], cache)
         last, position = [h[:, -1] for h in hidden], position + 1
 
     width = int(lengths.max())
-    keep = (torch.arange(width, device=device) < lengths[:, None]).long()
+    real = (torch.arange(width, device=device) < lengths[:, None]).long()
     completions = completions[:, :width]
     truncated = ~torch.isin(completions.gather(-1, lengths[:, None] - 1).squeeze(-1), ends)
-    return Rollouts(ids[source], mask[source], completions, keep, logps[:, :width], truncated)
+    kept = kept and [store[:, :width] for store in kept]
+    return Rollouts(ids[source], mask[source], completions, real, logps[:, :width], truncated, kept)
+
+
+def frozen(mixture: Mixture, states: list[Tensor]) -> list[Tensor]:
+    """Those of the states of the members in use that belong to members which are never trained: all but the first."""
+    return [h for k, h in zip(mixture.active, states, strict=True) if k > 0]
 
 
 def sample(logits: Tensor, temperature: float, uniform: Tensor) -> tuple[Tensor, Tensor]:
@@ -123,22 +138,43 @@ def sample(logits: Tensor, temperature: float, uniform: Tensor) -> tuple[Tensor,
 
 
 def completion_logprobs(
-    mixture: Mixture, prompt_ids: Tensor, prompt_mask: Tensor, completions: Tensor, mask: Tensor, temperature=1.0
+    mixture: Mixture,
+    prompt_ids: Tensor,
+    prompt_mask: Tensor,
+    completions: Tensor,
+    mask: Tensor,
+    temperature: float = 1.0,
+    kept: list[Tensor] | None = None,
 ) -> Tensor:
     """Log-probs of completions `[n, T]` under the mixture now, `[n, T]`.
 
     prompt_ids, prompt_mask: `[n, P]`, one row a completion. This is the training pass: it gives the gradient to theta.
-    Only completion tokens reach the output matrix. Padding gets 0."""
+    Only completion tokens reach the output matrix. Padding gets 0. kept: `Rollouts.kept` of these rows; then theta
+    alone is run."""
     prompt = int(prompt_mask.sum(-1).max())
     width = int(mask.sum(-1).max())
     prompt_ids, prompt_mask = prompt_ids[:, -prompt:], prompt_mask[:, -prompt:]
     completions, trained = completions[:, :width], mask[:, :width].bool()
     # the last token predicts nothing, so it need not be run
     seen = torch.cat([prompt_mask, mask[:, : width - 1]], -1)
-    hidden = mixture.hidden(torch.cat([prompt_ids, completions[:, :-1]], -1), seen, positions(seen))
+    ids = torch.cat([prompt_ids, completions[:, :-1]], -1)
+    hidden = mixture.hidden(ids, seen, positions(seen), frozen=kept is None)
     hidden = [h[:, prompt - 1 :][trained] for h in hidden]
+    hidden += [h[:, :width][trained] for h in kept or ()]
     logp = mixture.score(hidden, completions[trained], temperature or 1.0)
     return torch.zeros(mask.shape, dtype=logp.dtype, device=logp.device).masked_scatter(mask.bool(), logp)
+
+
+def token_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
+    """Places of rows of these lengths, shortest first, in batches of at most `budget` tokens, padding included.
+
+    Like lengths come together, so little of it is padding. A row longer than the budget is a batch of its own."""
+    batches: list[list[int]] = []
+    for place in sorted(range(len(lengths)), key=lambda k: lengths[k]):
+        if not batches or (len(batches[-1]) + 1) * lengths[place] > budget:
+            batches.append([])
+        batches[-1].append(place)
+    return batches
 
 
 class BufferLayer(DynamicLayer):

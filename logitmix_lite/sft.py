@@ -10,7 +10,7 @@ from tqdm import tqdm
 from .mixture import Mixture
 from .models import add_lora, load_model, load_tokenizer, save_policy, trainable
 from .presets import Preset, load_preset
-from .rollout import completion_logprobs, pad_rows
+from .rollout import completion_logprobs, pad_rows, token_batches
 from .runs import Run, batch_indices
 from .tasks import encode_demo
 
@@ -30,6 +30,8 @@ def sft(preset: Preset | str, out: str | Path, seed: int = 0, resume: bool = Fal
         mixture = Mixture([model], [1.0], adapters=["default"])
     else:
         mixture = Mixture([model], [1.0])
+    if preset.checkpoint_activations:
+        mixture.checkpoint_activations()
     settings = {
         name: getattr(preset, name) for name in vars(preset) if name.startswith(("sft_", "base", "lora", "dtype"))
     }
@@ -42,7 +44,7 @@ def sft(preset: Preset | str, out: str | Path, seed: int = 0, resume: bool = Fal
         batch=preset.sft_batch,
         lr=preset.sft_lr,
         seed=seed,
-        microbatch=preset.microbatch,
+        microbatch_tokens=preset.microbatch_tokens,
         pad=tokenizer.pad_token_id,
     )
     run.finish(lambda folder: save_policy(model, folder, preset.base), tokenizer.save_pretrained)
@@ -58,7 +60,7 @@ def fit(
     batch: int,
     lr: float,
     seed: int,
-    microbatch: int,
+    microbatch_tokens: int,
     pad: int,
 ) -> None:
     """Minimise the mean negative log-likelihood of the demos' completion tokens (prompts are read, not trained).
@@ -73,8 +75,9 @@ def fit(
         for group in optimizer.param_groups:
             group["lr"] = lr * min(1, 10 * step / steps) * 0.5 * (1 + cos(pi * (step - 1) / steps))
         tokens, loss = sum(len(completion) for _, completion in chosen), 0.0
-        for start in range(0, len(chosen), microbatch):
-            prompts, completions = zip(*chosen[start : start + microbatch], strict=True)
+        lengths = [len(prompt) + len(completion) for prompt, completion in chosen]
+        for rows in token_batches(lengths, microbatch_tokens):
+            prompts, completions = zip(*(chosen[k] for k in rows), strict=True)
             batch_ids = (*pad_rows(prompts, pad, left=True), *pad_rows(completions, pad))
             logp = completion_logprobs(mixture, *(x.to(mixture.device) for x in batch_ids))
             part = -logp.sum() / tokens

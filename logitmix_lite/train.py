@@ -14,7 +14,7 @@ from .mixture import Mixture
 from .models import frozen_fingerprint, load_tokenizer, make_mixture, trainable
 from .presets import Preset, check, load_preset
 from .rewards import grade_all
-from .rollout import Rollouts, check_prompts, completion_logprobs, rollout
+from .rollout import Rollouts, check_prompts, completion_logprobs, rollout, token_batches
 from .runs import Run, batch_indices
 from .schedules import Adaptive, Fixed
 from .tasks import encode_prompt
@@ -76,6 +76,8 @@ def train(
         scale=preset.lora_alpha,
         dtype=preset.dtype,
     )
+    if preset.checkpoint_activations:
+        mixture.checkpoint_activations()
     prompts = [encode_prompt(tokenizer, p.question, task.instruction) for p in task.train + task.validation + task.test]
     check_prompts(mixture, prompts, preset.max_new_tokens)
     settings = asdict(preset)
@@ -158,7 +160,7 @@ class Trainer:
         return rollout(
             self.mixture, prompts, samples=self.preset.samples, max_new_tokens=self.preset.max_new_tokens,
             temperature=self.preset.temperature, seed=[self.seed, step],
-            eos=self.tokenizer.eos_token_id, pad=self.tokenizer.pad_token_id,
+            eos=self.tokenizer.eos_token_id, pad=self.tokenizer.pad_token_id, keep=self.preset.keep_ref_states,
         )  # fmt: skip
 
     def update(self, rollouts: Rollouts, advantages: Tensor) -> dict:
@@ -166,8 +168,8 @@ class Trainer:
         preset, total = self.preset, len(advantages)
         # Without KL, completions of zero advantage have zero gradient: they count in the mean and cost no compute.
         used = torch.arange(total, device=advantages.device) if self.beta else advantages.nonzero().squeeze(-1)
-        used = used[rollouts.mask[used].sum(-1).argsort(stable=True)]  # like lengths together: less padding
-        ref_logp = self.reference_logprobs(rollouts, used) if self.beta else None
+        batches = self.microbatches(rollouts, used)
+        ref_logp = self.reference_logprobs(rollouts, batches) if self.beta else None
         metrics = {"loss": 0.0, "kl": None, "grad_norm": None, "clip_fraction": 0.0, "logp_gap": 0.0}
         if len(used) == 0:  # nothing to learn from; still compare the trainer's log-probs with the sampler's
             with torch.no_grad():
@@ -175,7 +177,7 @@ class Trainer:
             return metrics | {"logp_gap": (logp - rollouts.logps[:1]).abs().max().item()}
         for epoch in range(preset.epochs):
             loss, kl, clipped, gap = 0.0, 0.0, 0.0, 0.0
-            for rows in used.split(preset.microbatch):
+            for rows in batches:
                 logp, old, mask = self.logprobs(rollouts, rows), rollouts.logps[rows], rollouts.mask[rows]
                 part = grpo_loss(logp, old, advantages[rows], mask, preset.clip) * len(rows) / total
                 if self.beta:
@@ -196,20 +198,27 @@ class Trainer:
                 metrics |= {"loss": loss, "kl": kl if self.beta else None, "grad_norm": norm.item(), "logp_gap": gap}
         return metrics | {"clip_fraction": clipped}
 
+    def microbatches(self, rollouts: Rollouts, used: Tensor) -> list[Tensor]:
+        """The completions `used`, in parts of about `preset.microbatch_tokens`."""
+        prompts = rollouts.prompt_mask.sum(-1)[used // rollouts.samples]
+        lengths = (prompts + rollouts.mask[used].sum(-1)).tolist()
+        return [used[rows] for rows in token_batches(lengths, self.preset.microbatch_tokens)]
+
     def logprobs(self, rollouts: Rollouts, rows: Tensor) -> Tensor:
         """The training pass over some of the completions, `[n, T]`, at the temperature that sampled them."""
         prompts = rows // rollouts.samples
         return completion_logprobs(
             self.mixture, rollouts.prompt_ids[prompts], rollouts.prompt_mask[prompts],
             rollouts.completions[rows], rollouts.mask[rows], self.preset.temperature,
+            kept=[states[rows] for states in rollouts.kept] if rollouts.kept else None,
         )  # fmt: skip
 
     @torch.no_grad()
-    def reference_logprobs(self, rollouts: Rollouts, used: Tensor) -> Tensor:
-        """Log-probs of the completions under ref alone, `[N, T]`, once a batch; rows not in `used` hold 0."""
+    def reference_logprobs(self, rollouts: Rollouts, batches: list[Tensor]) -> Tensor:
+        """Log-probs of the completions in `batches` under ref alone, `[N, T]`; other rows hold 0."""
         logp = torch.zeros_like(rollouts.logps)
         with self.mixture.using((0.0, 1.0)):
-            for rows in used.split(self.preset.microbatch):
+            for rows in batches:
                 logp[rows] = self.logprobs(rollouts, rows).to(logp.dtype)
         return logp
 

@@ -25,12 +25,12 @@ def shared_data() -> Path:
 ARCHITECTURES = ["llama", "qwen2", "qwen3", "gpt2"]
 
 
-def make_model(arch="llama", seed=0, vocab=30, layers=2, dtype="float32", eos=1, pad=0, context=64):
-    """A random model of 16 dimensions whose weights are large enough that its predictions are far from flat."""
+def make_model(arch="llama", seed=0, vocab=30, layers=2, dtype="float32", eos=1, pad=0, context=64, width=16):
+    """A random model, small, whose weights are large enough that its predictions are far from flat."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    size = dict(hidden_size=16, num_hidden_layers=layers, num_attention_heads=2, max_position_embeddings=context)
+    size = dict(hidden_size=width, num_hidden_layers=layers, num_attention_heads=2, max_position_embeddings=context)
     if arch != "gpt2":
         size |= dict(intermediate_size=24, num_key_value_heads=1, head_dim=8, tie_word_embeddings=arch == "qwen2")
     config = AutoConfig.for_model(

@@ -5,9 +5,10 @@ import torch
 from conftest import ARCHITECTURES, make_lora_pair, make_mixture, make_model
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, pipeline
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from logitmix_lite.mixture import Mixture, positions
-from logitmix_lite.rollout import pad_rows
+from logitmix_lite.rollout import completion_logprobs, pad_rows, rollout
 
 PROMPTS = [[5, 7, 9, 11, 3], [8, 2], [4, 4, 6]]
 IDS, MASK = pad_rows(PROMPTS, 0, left=True)
@@ -88,6 +89,32 @@ def test_members_with_padded_output_matrices_share_the_smaller_vocabulary():
         assert mixture.config.vocab_size == 30 and generate(mixture, do_sample=True).max() < 30
         with mixture.using([0, 1]):  # one member alone keeps to the shared tokens too
             assert generate(mixture, do_sample=True, temperature=9.0).max() < 30
+
+
+@pytest.mark.parametrize("rule", ["logit", "prob"])
+def test_a_large_theta_anchored_by_a_small_ref(tmp_path, rule):
+    """Of one family, with other hidden sizes, depths and padded vocabularies: sampled, scored, trained, saved."""
+    theta, ref = make_model("qwen2", vocab=38, width=32, layers=3), make_model("qwen2", vocab=30, seed=1)
+    ref.requires_grad_(False)
+    mixture = Mixture([theta, ref], [0.4, 0.6], rule).eval()
+    rollouts = rollout(mixture, [[5, 6, 7], [8, 9]], samples=4, max_new_tokens=6, seed=0)
+    prompts = torch.arange(8) // 4
+    args = rollouts.prompt_ids[prompts], rollouts.prompt_mask[prompts], rollouts.completions, rollouts.mask
+    logp = completion_logprobs(mixture, *args)
+    close(logp, rollouts.logps)
+    ids, seen = torch.cat([args[0], args[2]], -1), torch.cat([args[1], args[3]], -1)
+    with torch.no_grad():  # by hand, from whole sequences without a cache
+        places = (seen.cumsum(-1) - 1).clamp(min=0)
+        logits = [m(ids, attention_mask=seen, position_ids=places).logits[..., :30] for m in (theta, ref)]
+    if rule == "logit":
+        mixed = (0.4 * logits[0] + 0.6 * logits[1]).log_softmax(-1)
+    else:
+        mixed = (0.4 * logits[0].softmax(-1) + 0.6 * logits[1].softmax(-1)).log()
+    close(logp, mixed[:, 2:-1].gather(-1, args[2][..., None]).squeeze(-1) * args[3])
+    logp.sum().backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in theta.parameters())
+    mixture.save_pretrained(tmp_path / "mixture")
+    close(logits_of(Mixture.from_pretrained(tmp_path / "mixture")), logits_of(mixture))
 
 
 @pytest.mark.parametrize("kind", ["lora", "bare"])
@@ -239,3 +266,28 @@ def test_using_restores_the_weights():
     with pytest.raises(ValueError, match="as many weights"), mixture.using([1]):
         pass
     assert mixture.weights == (0.6, 0.4) and mixture.active == [0, 1]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("arch", ["qwen2", "gpt2"])
+def test_recomputed_activations_give_the_same_gradient(kind, arch):
+    """Each block of theta runs twice; with adapters, both times on theta's. GPT-2 has dropout, which stays off."""
+    results = []
+    for recompute in (False, True):
+        mixture = make_mixture(kind, arch=arch)
+        if recompute:
+            mixture.checkpoint_activations()
+        blocks = [m for m in mixture.models[0].modules() if isinstance(m, GradientCheckpointingLayer)]
+        calls = []
+        blocks[0].register_forward_pre_hook(lambda *_, calls=calls: calls.append(torch.is_grad_enabled()))
+        inner = next(m for name, m in blocks[0].named_modules() if name in ("mlp",))
+        inner.register_forward_pre_hook(
+            lambda *_, calls=calls: calls.append("mlp") if torch.is_grad_enabled() else None
+        )
+        mixture(**BATCH).logits[MASK.bool()].log_softmax(-1)[:, 3].sum().backward()
+        results.append({name: p.grad for name, p in mixture.named_parameters() if p.grad is not None})
+        assert calls.count("mlp") == 1 + recompute
+    plain, recomputed = results
+    assert plain.keys() == recomputed.keys() and any(g.abs().max() > 1e-3 for g in plain.values())
+    for name in plain:
+        close(recomputed[name], plain[name])

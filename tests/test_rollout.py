@@ -10,7 +10,7 @@ from scipy.stats import chisquare
 from transformers.cache_utils import DynamicLayer
 
 from logitmix_lite.mixture import MixtureCache
-from logitmix_lite.rollout import BufferLayer, completion_logprobs, pad_rows, rollout, sample
+from logitmix_lite.rollout import BufferLayer, completion_logprobs, pad_rows, rollout, sample, token_batches
 
 PROMPTS = [[5, 7, 9, 11, 3], [8, 2], [4, 4, 6]]
 KINDS = ["pair", "lora"]
@@ -219,3 +219,37 @@ def test_bad_input(prompts, match):
     with pytest.raises(ValueError, match=match):
         rollout(make_model(), prompts, max_new_tokens=8, temperature=-0.5 if match == "temperature" else 1.0)
     assert len(rollout(make_model(), [[2] * 56], max_new_tokens=8).completions) == 1  # fits the context of 64 exactly
+
+
+@pytest.mark.parametrize("weights", [(0.6, 0.4), (0.0, 1.0), (1.0, 0.0)])
+@pytest.mark.parametrize("rule", ["logit", "prob"])
+@pytest.mark.parametrize("kind", ["pair", "lora", "bare"])
+def test_kept_states_replace_a_second_pass_of_ref(kind, rule, weights, monkeypatch):
+    """Same log-probs and same gradient, and the frozen member is not run again."""
+    mixture = make_mixture(kind, weights, rule)
+    rollouts = rollout(mixture, PROMPTS, samples=3, max_new_tokens=9, seed=1, keep=True)
+    assert len(rollouts.kept) == (weights[1] > 0)
+    parameters = [p for p in mixture.parameters() if p.requires_grad]
+
+    def gradients(logp):
+        if not logp.requires_grad:
+            return []
+        return torch.autograd.grad(logp.exp().sum(), parameters, allow_unused=True, materialize_grads=True)
+
+    plain = rescore(mixture, rollouts)
+    expected = gradients(plain)
+    run, body = [], mixture._body
+    monkeypatch.setattr(mixture, "_body", lambda k, *args: (run.append(k), body(k, *args))[1])
+    kept = rescore(mixture, rollouts, kept=rollouts.kept)
+    assert run == [0] * (weights[0] > 0)
+    torch.testing.assert_close(kept, plain, atol=1e-5, rtol=1e-5)
+    for ours, theirs in zip(gradients(kept), expected, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+
+
+def test_token_batches_hold_each_row_once_within_the_budget():
+    lengths = [5, 1, 9, 3, 3, 20, 2]
+    batches = token_batches(lengths, 10)
+    assert sorted(k for batch in batches for k in batch) == list(range(7)) and [5] in batches
+    assert all(len(batch) * max(lengths[k] for k in batch) <= 10 or len(batch) == 1 for batch in batches)
+    assert len(token_batches(lengths, 1000)) == 1 and token_batches([], 10) == []

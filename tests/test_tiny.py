@@ -1,12 +1,14 @@
 """The tiny world: a tokenizer that loses nothing, and two shipped models with opposite gifts."""
 
 import random
+import re
 
 from transformers import AutoTokenizer
 
 from logitmix_lite import evaluate, load_model, load_policy, load_task, load_tokenizer
 from logitmix_lite.models import locate
-from logitmix_lite.tiny import char_tokenizer, varied_ending
+from logitmix_lite.presets import load_preset
+from logitmix_lite.tiny import BOXED, RARE, base_problems, char_tokenizer, varied_ending
 
 
 def test_the_tokenizer_that_is_loaded_is_the_one_that_was_made():
@@ -23,6 +25,19 @@ def test_the_tokenizer_that_is_loaded_is_the_one_that_was_made():
             ids = loaded(text)["input_ids"]
             assert ids == made(text)["input_ids"] and len(ids) == len(text) and loaded.decode(ids) == text
         assert (loaded.pad_token_id, loaded.eos_token_id) == (0, 1)
+
+
+def test_what_base_saw():
+    """Right chains, each once, none of those that any run tests on; few of the tested kind, few in a box."""
+    seen, tiny = base_problems(2000), load_preset("tiny").problems()
+    questions = {problem.question for problem in seen}
+    assert len(questions) == 2000 and not questions & {p.question for p in tiny.test + tiny.validation}
+    assert all(eval(p.question.removesuffix("?")) == int(p.answer) for p in seen)
+    larger = sum(any(int(n) >= 15 for n in re.findall(r"\d+", question)) for question in questions) / 2000
+    assert 0.9 * RARE < larger <= RARE
+    rng = random.Random(0)
+    boxed = sum("boxed" in varied_ending(p.solution, rng) for p in seen) / 2000
+    assert abs(boxed - BOXED) < 0.015
 
 
 def test_tiny_world_has_its_complementarity():

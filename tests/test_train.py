@@ -105,8 +105,8 @@ def test_alpha_one_leaves_theta_alone(tmp_path):
 @pytest.mark.parametrize("method, epochs", [("fixed", 1), ("grpo-kl", 2), ("prob", 1)])
 def test_microbatches_change_nothing(tmp_path, method, epochs):
     results = []
-    for size in (1, 3, 16):
-        run = trainer(tmp_path / str(size), method, microbatch=size, epochs=epochs)
+    for size in (1, 150, 8192):  # one completion at a time, two or three, all
+        run = trainer(tmp_path / str(size), method, microbatch_tokens=size, epochs=epochs)
         found = gradients(run)
         metrics = run.update(*scored_batch(run))
         results.append((metrics, found))
@@ -251,7 +251,17 @@ def test_sft_loss_is_that_of_transformers_on_completion_tokens_only(tmp_path):
         loss = model(torch.tensor([prompt + completion]), labels=labels).loss
         losses, tokens = losses + loss.item() * len(completion), tokens + len(completion)
     run = Run(tmp_path / "run", {})
-    fit(Mixture([model]), demos, run, steps=1, batch=4, lr=1e-3, seed=0, microbatch=3, pad=tokenizer.pad_token_id)
+    fit(
+        Mixture([model]),
+        demos,
+        run,
+        steps=1,
+        batch=4,
+        lr=1e-3,
+        seed=0,
+        microbatch_tokens=150,
+        pad=tokenizer.pad_token_id,
+    )
     assert read_metrics(run.folder)[0]["loss"] == pytest.approx(losses / tokens, rel=1e-4)
 
 
