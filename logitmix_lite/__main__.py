@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import subprocess
 import sys
 from dataclasses import fields
 from pathlib import Path
@@ -73,6 +74,8 @@ def make_parser():
     report = command("report", "tables and figures of the runs below a folder")
     report.add_argument("folder")
     report.add_argument("--out", help="folder of the report (default: FOLDER/report)")
+    bench = command("bench", "speed and memory against transformers and TRL (tests/benchmarks/speed.py)")
+    bench.add_argument("flags", nargs=argparse.REMAINDER, help="passed on; see `bench -- --help`")
     return parser, commands
 
 
@@ -167,6 +170,13 @@ def run_report(args) -> None:
     from .report import report
 
     print(f"report: {report(args.folder, args.out or Path(args.folder) / 'report')}")
+
+
+def run_bench(args) -> None:
+    script = Path(__file__).resolve().parents[1] / "tests" / "benchmarks" / "speed.py"
+    if not script.exists():
+        raise OSError("the benchmarks are in the repository, not in an installed package: clone it and install with -e")
+    sys.exit(subprocess.call([sys.executable, script, *[flag for flag in args.flags if flag != "--"]]))
 
 
 COMMANDS = {name.removeprefix("run_"): run for name, run in list(globals().items()) if name.startswith("run_")}
