@@ -58,7 +58,7 @@ class Preset:
     sft_demos: int = _number(200, "how many of them")
     sft_steps: int = _number(100, "optimiser steps")
     sft_batch: int = _number(32, "demonstrations a step")
-    sft_lr: float = _number(5e-4, "learning rate of Adam, with a cosine decay to 0")
+    sft_lr: float = _number(8e-4, "learning rate of Adam, with a cosine decay to 0")
 
     def problems(self) -> Task:
         """The task of RL: training, validation and test problems, the same for every method and seed."""
