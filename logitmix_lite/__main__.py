@@ -61,6 +61,13 @@ def make_parser():
         "--samples-each", type=int, help="completions of each problem, sampled: pass@k and majority vote"
     )
     evaluate.add_argument("--out", help="folder for summary.json and problems.jsonl (default: only print)")
+    table = command(
+        "mixing-table", "the paper's table 4: format rate and accuracy by alpha, for logit and probability mixing",
+        preset_flags=True,
+    )  # fmt: skip
+    table.add_argument("--alphas", default="0,0.2,0.4,0.6,0.8,1", help="separated by commas (default: 0,0.2,...,1)")
+    table.add_argument("--sampled", action="store_true", help="sample at --temperature instead of greedy decoding")
+    table.add_argument("--out", required=True, help="CSV file")
     compare = command("compare", "two evaluations of the same problems: who solved what, and McNemar's test")
     compare.add_argument("first", help="problems.jsonl of one evaluation")
     compare.add_argument("second", help="problems.jsonl of the other")
@@ -144,6 +151,25 @@ def run_evaluate(args) -> None:
     print(json.dumps(found.summary(), indent=2))
 
 
+def run_mixing_table(args) -> None:
+    from .evaluate import mixing_table
+    from .models import load_tokenizer, make_mixture
+
+    preset, out = chosen_preset(args), Path(args.out)
+    if out.exists():
+        raise ValueError(f"{out} is there already: choose another --out")
+    task, tokenizer = preset.problems(), load_tokenizer(preset.base)
+    mixture = make_mixture("base", preset.anchor, preset.base, 0.5, rank=preset.lora_rank, dtype=preset.dtype)
+    table = mixing_table(
+        mixture, tokenizer, task.test, [float(alpha) for alpha in args.alphas.split(",")], instruction=task.instruction,
+        max_new_tokens=preset.max_new_tokens, batch=preset.eval_batch,
+        temperature=preset.temperature if args.sampled else 0.0,
+    )  # fmt: skip
+    out.parent.mkdir(parents=True, exist_ok=True)
+    table.to_csv(out, index=False)
+    print(table.to_string(index=False))
+
+
 def run_compare(args) -> None:
     from .evaluate import compare
 
@@ -179,7 +205,9 @@ def run_bench(args) -> None:
     sys.exit(subprocess.call([sys.executable, script, *[flag for flag in args.flags if flag != "--"]]))
 
 
-COMMANDS = {name.removeprefix("run_"): run for name, run in list(globals().items()) if name.startswith("run_")}
+COMMANDS = {
+    name.removeprefix("run_").replace("_", "-"): run for name, run in list(globals().items()) if name.startswith("run_")
+}
 
 if __name__ == "__main__":
     main()

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
+import pandas as pd
 from tqdm import tqdm
 
 from .models import load_policy, load_tokenizer, make_mixture
@@ -166,6 +167,35 @@ def evaluate_model(
         summary = {"model": str(source), "alpha": alpha, "task": preset.task} | found.summary()
         (Path(out) / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     return found
+
+
+def mixing_table(
+    mixture, tokenizer, problems, alphas: Sequence[float], rules: Sequence[str] = ("logit", "prob"), **decoding
+) -> pd.DataFrame:
+    """The paper's table 4: a row for each rule and alpha, with rates and their 95 % intervals.
+
+    mixture: of theta and ref. decoding: further arguments of `evaluate`. At alpha 0 and 1 one policy is alone, whatever
+    the rule: those are decoded once."""
+    before, rows, alone = (mixture.rule, mixture.weights), [], {}
+    try:
+        for rule, alpha in tqdm([(rule, alpha) for rule in rules for alpha in alphas], desc="mixing", unit="alpha"):
+            mixture.rule, mixture.alpha = rule, alpha
+            if alpha not in alone:
+                found = evaluate(mixture, tokenizer, problems, **decoding).summary()
+                if alpha in (0, 1):
+                    alone[alpha] = found
+            row = {"rule": rule, "alpha": alpha}
+            for rate in ("accuracy", "format_rate", "number_rate"):
+                values = alone.get(alpha, found)
+                row |= {
+                    rate: values[rate],
+                    f"{rate}_low": values[f"{rate}_95"][0],
+                    f"{rate}_high": values[f"{rate}_95"][1],
+                }
+            rows.append(row)
+    finally:
+        mixture.rule, mixture.weights = before
+    return pd.DataFrame(rows)
 
 
 def compare(first: str | Path, second: str | Path, rate: str = "correct") -> dict:

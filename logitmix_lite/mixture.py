@@ -120,6 +120,15 @@ class Mixture(PreTrainedModel, GenerationMixin):
     # ---- weights ----------------------------------------------------------------------------------------------------
 
     @property
+    def rule(self) -> str:
+        """How the members' logits are combined."""
+        return self.config.rule
+
+    @rule.setter
+    def rule(self, rule: str):
+        self.config.rule = rule
+
+    @property
     def weights(self) -> tuple[float, ...]:
         """One number a member. Assigning checks them against the members and the rule."""
         return tuple(self.config.weights)

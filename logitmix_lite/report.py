@@ -69,7 +69,7 @@ def plot_curves(
             table.index, table["mean"] - table["half"], table["mean"] + table["half"], color=colour, alpha=0.15
         )
     ax.set(xlabel="RL step", ylabel=label)
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     ax.grid(alpha=0.3)
     ax.legend(frameon=False)
     if runs[column].dropna().between(0, 1).all():
@@ -96,13 +96,15 @@ def summary(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def with_interval(runs: pd.DataFrame, column: str) -> str:
-    """Mean of a share over runs and its 95 % interval: Student's t over seeds; for one run, Wilson's over problems."""
+    """Mean of a share over runs and its 95 % interval: Student's t over seeds; Wilson's over problems for a single run
+    and for runs that all agree, as before the first step."""
     mean = runs[column].mean()
-    if len(runs) > 1:
+    if runs[column].nunique() > 1:
         half = mean_and_band(runs.assign(step=0), column)["half"].iloc[0]
-        return f"{mean:.1%} ± {half:.1%}"
-    problems = int(runs["test_size"].iloc[0])
-    low, high = interval(round(mean * problems), problems)
+        low, high = max(0, mean - half), min(1, mean + half)
+    else:
+        problems = int(runs["test_size"].iloc[0])
+        low, high = interval(round(mean * problems), problems)
     return f"{mean:.1%} ({low:.1%} to {high:.1%})"
 
 
@@ -125,8 +127,8 @@ def report(folder: str | Path, out: str | Path) -> Path:
         plt.close(figure)
         page.append(f"![{label}]({column}.png)\n")
     page.append(
-        "Thin lines are seeds. Bands and ± are 95 % t-intervals of the mean over seeds; one run alone has Wilson's "
-        "interval over its test problems. All lines of all runs: [runs.csv](runs.csv)."
+        "Thin lines are seeds. Bands and brackets are 95 % t-intervals of the mean over seeds; for one run, or runs "
+        "that all agree, brackets are Wilson's interval over the test problems. All lines: [runs.csv](runs.csv)."
     )
     (out / "report.md").write_text("\n".join(page) + "\n")
     return out / "report.md"

@@ -76,7 +76,10 @@ def test_out_that_holds_another_run(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["notes.txt"]
 
 
-@pytest.mark.parametrize("command", ["fetch", "tiny", "sft", "train", "evaluate", "compare", "sweep", "report", "bench"])
+COMMANDS = ["fetch", "tiny", "sft", "train", "evaluate", "compare", "sweep", "report", "bench"]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
 def test_help(command, capsys):
     with pytest.raises(SystemExit) as stop:
         main([command, "--help"])
