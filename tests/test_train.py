@@ -114,7 +114,8 @@ def test_microbatches_change_nothing(tmp_path, method, epochs):
         metrics = run.update(rollouts, advantages)
         results.append((metrics, found))
     (first, expected), *others = results
-    assert first["clip_fraction"] > 0 and abs(first["loss"]) > 1e-3 and any(g.abs().max() > 1e-4 for g in expected.values())
+    assert first["clip_fraction"] > 0 and abs(first["loss"]) > 1e-3
+    assert any(g.abs().max() > 1e-4 for g in expected.values())
     for metrics, found in others:
         for name, value in metrics.items():
             assert value is None or value == pytest.approx(first[name], rel=1e-4, abs=1e-5), name
