@@ -61,7 +61,7 @@ reproduce: install $(EXECUTED) $(TRAINED) ## run all notebooks, train with both 
 	@echo "Done. Report: $(RUNS)/report   Executed notebooks: $(RUNS)/notebooks   Runs: $(METHODS:%=$(RUNS)/%)"
 
 $(RUNS)/notebooks/%.ipynb: notebooks/%.ipynb $(wildcard logitmix_lite/*.py) | $(STAMP)
-	"$(PY)" -m nbconvert --to notebook --execute --log-level WARN --output-dir $(@D) $<
+	"$(PY)" -m nbconvert --to notebook --execute --ExecutePreprocessor.timeout=600 --log-level ERROR --output-dir $(@D) $<
 
 # A finished run is kept; one that was cut short goes on from its checkpoint.
 $(RUNS)/%/final: | $(STAMP)
