@@ -24,6 +24,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from .adapters import route_adapters
+from .caches import MixtureCache, PromptLayer
 from .grpo import token_logprobs
 from .mixing import RULES, pair_weights
 
@@ -40,27 +41,6 @@ class MixtureConfig(PreTrainedConfig):
         self.weights, self.rule = list(weights), rule
         self.adapters, self.backbone = adapters, backbone
         super().__init__(**kwargs)
-
-
-class MixtureCache(Cache):
-    """The KV caches of all members. On a shared backbone they are one cache whose rows stack the members' rows."""
-
-    def __init__(self, caches: list[Cache], stacked: int = 1):
-        super().__init__(layers=[layer for cache in caches for layer in cache.layers])
-        self.caches, self.stacked = caches, stacked
-
-    def stacked_rows(self, rows: Tensor) -> Tensor:
-        """The cache rows that belong to these rows of the batch."""
-        batch = self.layers[0].keys.shape[0] // self.stacked
-        return torch.cat([rows + member * batch for member in range(self.stacked)])
-
-    def select(self, rows: Tensor) -> None:
-        """Keep only these rows of the batch (in this order, repeats allowed), for every member."""
-        rows = self.stacked_rows(rows)
-        for layer in self.layers:
-            layer.batch_select_indices(rows)
-
-    batch_select_indices = reorder_cache = select  # the names that `generate` knows
 
 
 class Mixture(PreTrainedModel, GenerationMixin):
@@ -107,7 +87,6 @@ class Mixture(PreTrainedModel, GenerationMixin):
         self.members = nn.ModuleList(members)
         self.adapters = list(adapters) if adapters else None
         self.route = route_adapters(members[0]) if adapters else None
-        self.blocks = []  # see checkpoint_activations
         self.generation_config = members[0].generation_config
         self.models = [m.get_base_model() if isinstance(m, PeftModel) else m for m in members] * (
             count if adapters else 1
@@ -171,7 +150,7 @@ class Mixture(PreTrainedModel, GenerationMixin):
         if position_ids is None and attention_mask is not None:
             position_ids = positions(attention_mask)[:, -input_ids.shape[1] :]
         inputs = dict(input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids)
-        if self.adapters and cache is not None:  # one pass over the weights for all members
+        if cache is not None and cache.stacked > 1:  # one pass over the weights for all members
             self.route.names = tuple(self.adapters[k] for k in self.active)
             stacked = {k: None if v is None else v.repeat(len(self.active), 1) for k, v in inputs.items()}
             return list(self._body(0, stacked, cache.caches[0]).chunk(len(self.active)))
@@ -190,14 +169,11 @@ class Mixture(PreTrainedModel, GenerationMixin):
     def checkpoint_activations(self) -> None:
         """From now on keep only each block's input for the backward pass, which recomputes the rest: less memory, and
         about a third more time."""
-        self.blocks = [m for m in self.models[0].modules() if isinstance(m, GradientCheckpointingLayer)]
-        for block in self.blocks:
-            block.gradient_checkpointing = True
-            block._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
+        for block in self.models[0].modules():
+            if isinstance(block, GradientCheckpointingLayer):
+                block.forward = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False)
 
     def _body(self, k: int, inputs: dict, cache: Cache | None) -> Tensor:
-        for block in self.blocks:
-            block.training = torch.is_grad_enabled()  # what makes it recompute; dropout inside it stays off
         return self.models[k].base_model(**inputs, past_key_values=cache, use_cache=cache is not None)[0]
 
     def combine(self, hidden: list[Tensor]) -> Tensor:
@@ -254,6 +230,11 @@ class Mixture(PreTrainedModel, GenerationMixin):
         if self.adapters:
             return MixtureCache([DynamicCache(config=self.models[0].config)], stacked=len(self.active))
         return MixtureCache([DynamicCache(config=self.models[k].config) for k in self.active])
+
+    def prompt_cache(self) -> MixtureCache:
+        """Empty KV caches that keep their gradient, for prompts which several completions share in training."""
+        depths = [self.models[k].config.num_hidden_layers for k in self.active]
+        return MixtureCache([Cache(layers=[PromptLayer() for _ in range(depth)]) for depth in depths])
 
     def forward(
         self,

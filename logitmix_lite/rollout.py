@@ -6,9 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
-from transformers.cache_utils import DynamicLayer
 
-from .mixture import Mixture, MixtureCache, positions
+from .mixture import Mixture, positions
 
 
 @dataclass
@@ -75,7 +74,7 @@ def rollout(
     cache = mixture.new_cache()
     last = [h[:, -1] for h in mixture.hidden(ids, mask, positions(mask), cache)]
     expand = source.repeat_interleave(samples)
-    preallocate(cache, expand, max_new_tokens)
+    cache.preallocate(expand, max_new_tokens)
     last = [h[expand] for h in last]
     seen, position = mask[expand], mask.sum(-1)[expand]
 
@@ -144,22 +143,29 @@ def completion_logprobs(
     completions: Tensor,
     mask: Tensor,
     temperature: float = 1.0,
+    place: Tensor | None = None,
     kept: list[Tensor] | None = None,
 ) -> Tensor:
     """Log-probs of completions `[n, T]` under the mixture now, `[n, T]`.
 
-    prompt_ids, prompt_mask: `[n, P]`, one row a completion. This is the training pass: it gives the gradient to theta.
-    Only completion tokens reach the output matrix. Padding gets 0. kept: `Rollouts.kept` of these rows; then theta
-    alone is run."""
-    prompt = int(prompt_mask.sum(-1).max())
-    width = int(mask.sum(-1).max())
+    prompt_ids, prompt_mask: `[q, P]`. place: `[n]`, the prompt of each completion (default: q groups of equal size, as
+    in Rollouts). This is the training pass: it gives the gradient to theta. Each prompt is run once for all of its
+    completions; only completion tokens reach the output matrix. Padding gets 0. kept: `Rollouts.kept` of these
+    completions; then theta alone is run."""
+    total = len(completions)
+    if place is None:
+        place = torch.arange(total, device=mask.device) // (total // len(prompt_ids))
+    prompt, width = int(prompt_mask.sum(-1).max()), int(mask.sum(-1).max())
     prompt_ids, prompt_mask = prompt_ids[:, -prompt:], prompt_mask[:, -prompt:]
     completions, trained = completions[:, :width], mask[:, :width].bool()
-    # the last token predicts nothing, so it need not be run
-    seen = torch.cat([prompt_mask, mask[:, : width - 1]], -1)
-    ids = torch.cat([prompt_ids, completions[:, :-1]], -1)
-    hidden = mixture.hidden(ids, seen, positions(seen), frozen=kept is None)
-    hidden = [h[:, prompt - 1 :][trained] for h in hidden]
+    cache, run = mixture.prompt_cache(), dict(frozen=kept is None)
+    # the prompt's last state predicts the first token; the last token predicts nothing, so it need not be run
+    states = [[h[:, -1:][place]] for h in mixture.hidden(prompt_ids, prompt_mask, cache=cache, **run)]
+    if width > 1:
+        seen = torch.cat([prompt_mask[place], mask[:, : width - 1]], -1)
+        rest = mixture.hidden(completions[:, :-1], seen, cache=cache.share(place), **run)
+        states = [[*first, h] for first, h in zip(states, rest, strict=True)]
+    hidden = [torch.cat(parts, 1)[trained] for parts in states]
     hidden += [h[:, :width][trained] for h in kept or ()]
     logp = mixture.score(hidden, completions[trained], temperature or 1.0)
     return torch.zeros(mask.shape, dtype=logp.dtype, device=logp.device).masked_scatter(mask.bool(), logp)
@@ -175,53 +181,6 @@ def token_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
             batches.append([])
         batches[-1].append(place)
     return batches
-
-
-class BufferLayer(DynamicLayer):
-    """One layer's keys and values in buffers of their final length, written in place: nothing is copied as they grow.
-
-    Starts with rows `rows` of `layer`, and `room` free places."""
-
-    def __init__(self, layer: DynamicLayer, rows: Tensor, room: int):
-        super().__init__()
-        self.lazy_initialization(layer.keys, layer.values)
-        self.length = layer.keys.shape[-2]
-        self.buffers = [self._grown(x, rows, room) for x in (layer.keys, layer.values)]
-        self._view()
-
-    @staticmethod
-    def _grown(states: Tensor, rows: Tensor, room: int) -> Tensor:
-        _, heads, length, size = states.shape
-        buffer = states.new_zeros(len(rows), heads, length + room, size)
-        buffer[:, :, :length] = states[rows]
-        return buffer
-
-    def _view(self):
-        self.keys, self.values = (buffer[:, :, : self.length] for buffer in self.buffers)
-
-    def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
-        end = self.length + key_states.shape[-2]
-        for buffer, states in zip(self.buffers, (key_states, value_states), strict=True):
-            buffer[:, :, self.length : end] = states
-        self.length = end
-        self._view()
-        return self.keys, self.values
-
-    def batch_select_indices(self, indices: Tensor) -> None:
-        self.buffers = [buffer[indices] for buffer in self.buffers]
-        self._view()
-
-
-def preallocate(cache: MixtureCache, rows: Tensor, room: int) -> None:
-    """Expand a prefilled cache to these rows (repeats allowed), with room for `room` more tokens."""
-    rows = cache.stacked_rows(rows)
-    for member in cache.caches:
-        for place, layer in enumerate(member.layers):
-            if type(layer) is DynamicLayer:
-                member.layers[place] = BufferLayer(layer, rows, room)
-            else:  # a sliding window keeps its own, bounded, store
-                layer.batch_select_indices(rows)
-    cache.layers = [layer for member in cache.caches for layer in member.layers]
 
 
 def pad_rows(rows: Sequence[Sequence[int]], pad: int, left: bool = False) -> tuple[Tensor, Tensor]:

@@ -206,10 +206,10 @@ class Trainer:
 
     def logprobs(self, rollouts: Rollouts, rows: Tensor) -> Tensor:
         """The training pass over some of the completions, `[n, T]`, at the temperature that sampled them."""
-        prompts = rows // rollouts.samples
+        prompts, place = (rows // rollouts.samples).unique(return_inverse=True)
         return completion_logprobs(
             self.mixture, rollouts.prompt_ids[prompts], rollouts.prompt_mask[prompts],
-            rollouts.completions[rows], rollouts.mask[rows], self.preset.temperature,
+            rollouts.completions[rows], rollouts.mask[rows], self.preset.temperature, place,
             kept=[states[rows] for states in rollouts.kept] if rollouts.kept else None,
         )  # fmt: skip
 

@@ -1,7 +1,5 @@
 """Rollouts against exact probabilities, against `generate`, and against a loop without caches or batches."""
 
-from importlib import import_module
-
 import numpy as np
 import pytest
 import torch
@@ -9,8 +7,8 @@ from conftest import ARCHITECTURES, make_lora_pair, make_mixture, make_model
 from scipy.stats import chisquare
 from transformers.cache_utils import DynamicLayer
 
-from logitmix_lite.mixture import MixtureCache
-from logitmix_lite.rollout import BufferLayer, completion_logprobs, pad_rows, rollout, sample, token_batches
+from logitmix_lite.caches import BufferLayer, MixtureCache
+from logitmix_lite.rollout import completion_logprobs, pad_rows, rollout, sample, token_batches
 
 PROMPTS = [[5, 7, 9, 11, 3], [8, 2], [4, 4, 6]]
 KINDS = ["pair", "lora"]
@@ -19,8 +17,8 @@ EOS, ENDS = 1, [1, 4, 9, 17, 21]
 
 def rescore(mixture, rollouts, **kwargs):
     """What the training pass makes of the rollouts."""
-    ids, mask = (x.repeat_interleave(rollouts.samples, 0) for x in (rollouts.prompt_ids, rollouts.prompt_mask))
-    return completion_logprobs(mixture, ids, mask, rollouts.completions, rollouts.mask, **kwargs)
+    prompts = rollouts.prompt_ids, rollouts.prompt_mask
+    return completion_logprobs(mixture, *prompts, rollouts.completions, rollouts.mask, **kwargs)
 
 
 def texts(rollouts):
@@ -204,11 +202,42 @@ def test_buffer_layer_equals_dynamic_layer():
 def test_rollout_is_the_same_with_growing_caches(kind, monkeypatch):
     mixture, settings = make_mixture(kind, eos=ENDS), dict(samples=4, max_new_tokens=12)
     buffers = rollout(mixture, PROMPTS, **settings)
-    module = import_module("logitmix_lite.rollout")  # the package has a function of this name
-    monkeypatch.setattr(module, "preallocate", lambda cache, rows, room: cache.select(rows))
+    monkeypatch.setattr(MixtureCache, "preallocate", lambda cache, rows, room: cache.select(rows))
     growing = rollout(mixture, PROMPTS, **settings)
     assert texts(buffers) == texts(growing)
     torch.testing.assert_close(buffers.logps, growing.logps, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("rule", ["logit", "prob"])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_shared_prompts_give_the_gradient_of_whole_sequences(arch, kind, rule, recompute):
+    """Log-probs and theta's gradient, prompts run once, against each sequence run alone, whole, without caches."""
+    mixture = make_mixture(kind, rule=rule, arch=arch)
+    rollouts = rollout(mixture, PROMPTS, samples=3, max_new_tokens=9, seed=1, eos=ENDS)
+    rows = torch.tensor([8, 1, 2, 0, 7])  # an uneven choice, which leaves out one prompt
+    weights = torch.randn(rollouts.mask.shape, generator=torch.Generator().manual_seed(0))
+    mark = ".theta." if kind == "lora" else "members.0"
+    theta = [p for name, p in mixture.named_parameters() if mark in name]
+    whole = torch.zeros(rollouts.mask.shape)
+    for row in rows.tolist():
+        prompt, text = PROMPTS[row // 3], texts(rollouts)[row]
+        hidden = mixture.hidden(torch.tensor([[*prompt, *text]]))
+        logp = mixture.combine([h[:, len(prompt) - 1 : -1] for h in hidden]).log_softmax(-1)[0]
+        whole[row, : len(text)] = logp.gather(-1, torch.tensor(text)[:, None]).squeeze(-1)
+    expected = torch.autograd.grad((whole * weights).sum(), theta, allow_unused=True)
+    if recompute:
+        mixture.checkpoint_activations()
+    prompts = rollouts.prompt_ids[[0, 2]], rollouts.prompt_mask[[0, 2]]
+    batch = rollouts.completions[rows], rollouts.mask[rows]
+    shared = completion_logprobs(mixture, *prompts, *batch, place=torch.tensor([1, 0, 0, 0, 1]))
+    torch.testing.assert_close(shared, whole[rows], atol=1e-4, rtol=0)
+    found = torch.autograd.grad((shared * weights[rows]).sum(), theta, allow_unused=True)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert (ours is None) == (theirs is None)
+        if ours is not None:
+            torch.testing.assert_close(ours, theirs, atol=2e-4, rtol=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -241,7 +270,7 @@ def test_kept_states_replace_a_second_pass_of_ref(kind, rule, weights, monkeypat
     run, body = [], mixture._body
     monkeypatch.setattr(mixture, "_body", lambda k, *args: (run.append(k), body(k, *args))[1])
     kept = rescore(mixture, rollouts, kept=rollouts.kept)
-    assert run == [0] * (weights[0] > 0)
+    assert run == [0, 0] * (weights[0] > 0)  # the prompts, then their completions
     torch.testing.assert_close(kept, plain, atol=1e-5, rtol=1e-5)
     for ours, theirs in zip(gradients(kept), expected, strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
