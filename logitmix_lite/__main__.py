@@ -46,7 +46,7 @@ def make_parser():
     sft = command("sft", "fine-tune the base model on worked solutions: makes the anchor", preset_flags=True)
     train = command("train", "train a policy with GRPO, through a mixture or without", preset_flags=True)
     train.add_argument("--method", required=True, help="fixed, adaptive, prob, grpo-kl or grpo")
-    train.add_argument("--init", help="where theta starts: base, anchor, or a path (default: base; grpo-kl: anchor)")
+    train.add_argument("--init", help="where theta starts: base, anchor, their average, or a path")
     for added in (sft, train):
         added.add_argument("--seed", type=int, default=0, help="of data order, sampling and LoRA's start (default: 0)")
         added.add_argument("--out", required=True, help="folder of the run")
@@ -73,10 +73,11 @@ def make_parser():
     compare.add_argument("second", help="problems.jsonl of the other")
     compare.add_argument("--rate", choices=["correct", "formatted", "number"], default="correct")
     sweep = command(
-        "sweep", "train several methods with several seeds, then report; finished runs are kept", preset_flags=True
+        "sweep", "train a grid of arms and seeds, then report; what is there is kept or resumed", preset_flags=True
     )
-    sweep.add_argument("--methods", default="fixed,grpo-kl", help="separated by commas (default: fixed,grpo-kl)")
+    sweep.add_argument("--methods", default="fixed,grpo-kl", help="arms, separated by commas, or all: see the README")
     sweep.add_argument("--seeds", default="0,1,2", help="separated by commas (default: 0,1,2)")
+    sweep.add_argument("--jobs", type=int, default=1, help="runs at a time, each in its own process (default: 1)")
     sweep.add_argument("--out", required=True, help="folder of the runs")
     report = command("report", "tables and figures of the runs below a folder")
     report.add_argument("folder")
@@ -178,18 +179,13 @@ def run_compare(args) -> None:
 
 def run_sweep(args) -> None:
     from .report import report
-    from .train import check_flags, train
+    from .sweep import ARMS, sweep
 
-    methods, preset, out = args.methods.split(","), chosen_preset(args), Path(args.out)
-    for method in methods:
-        check_flags(method, None, None)
-    for seed in map(int, args.seeds.split(",")):
-        for method in methods:
-            folder = out / f"{method}-seed{seed}"
-            if not (folder / "final").exists():
-                print(f"{folder}:")
-                train(preset, method, folder, seed=seed, resume=(folder / "config.json").exists())
-    print(f"report: {report(out, out / 'report')}")
+    arms, seeds = list(ARMS) if args.methods == "all" else args.methods.split(","), args.seeds.split(",")
+    if not all(seed.isdecimal() for seed in seeds):
+        raise ValueError(f"seeds are whole numbers separated by commas, got {args.seeds!r}")
+    sweep(chosen_preset(args), arms, [int(seed) for seed in seeds], args.out, args.jobs)
+    print(f"report: {report(args.out, Path(args.out) / 'report')}")
 
 
 def run_report(args) -> None:

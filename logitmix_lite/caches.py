@@ -37,7 +37,7 @@ class MixtureCache(Cache):
         self.layers = [layer for cache in self.caches for layer in cache.layers]
 
     def share(self, rows: Tensor) -> "MixtureCache":
-        """A cache of PromptLayers, expanded to these rows; this one stays as it is. Members that never ran stay empty."""
+        """A cache of PromptLayers, expanded to these rows; this one stays as it is. Members not run stay empty."""
         return MixtureCache([Cache(layers=[layer.expanded(rows) for layer in cache.layers]) for cache in self.caches])
 
 

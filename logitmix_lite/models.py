@@ -110,6 +110,18 @@ def make_mixture(
     return mixture.eval()
 
 
+@torch.no_grad()
+def average_with_base(mixture: Mixture, base: str) -> None:
+    """Move theta halfway from the anchor, where it is, to base: WiSE-FT's average of weights (arXiv:2109.01903)."""
+    if mixture.adapters:  # base's update is zero, and an update is the product of two matrices: halve one of them
+        updates = [p for name, p in trainable(mixture).items() if "lora_B" in name]
+        torch._foreach_mul_(updates, 0.5)
+        return
+    weights = load_model(base, "float32", "cpu").state_dict()
+    for name, parameter in trainable(mixture).items():
+        parameter.lerp_(weights[name.removeprefix("members.0.")].to(parameter), 0.5)
+
+
 def add_lora(model: PreTrainedModel, rank: int, scale: int, name: str = "theta") -> PeftModel:
     """The model with a fresh adapter on every linear layer of its blocks; it starts as the model itself."""
     config = LoraConfig(r=rank, lora_alpha=scale, target_modules=LORA_LAYERS, task_type="CAUSAL_LM")

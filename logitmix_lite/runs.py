@@ -71,6 +71,10 @@ class Run:
         with self.metrics.open("a") as file:
             file.write(json.dumps(line) + "\n")
 
+    def write(self, name: str, content: dict) -> None:
+        """Write a JSON file of the run, whole or not at all."""
+        _replace(self.folder / name, lambda tmp: tmp.write_text(json.dumps(content) + "\n"))
+
     def finish(self, *savers: Callable[[Path], object]) -> None:
         """Write final/ by calling each of `savers` with a folder, all or nothing."""
         unfinished = self.folder / "final.tmp"

@@ -11,7 +11,7 @@ from tqdm import tqdm
 from .evaluate import evaluate
 from .grpo import group_advantages, grpo_loss, kl_k3, sequence_mean
 from .mixture import Mixture
-from .models import frozen_fingerprint, load_tokenizer, make_mixture, trainable
+from .models import average_with_base, frozen_fingerprint, load_tokenizer, make_mixture, trainable
 from .presets import Preset, check, load_preset
 from .rewards import grade_all
 from .rollout import Rollouts, check_prompts, completion_logprobs, rollout, token_batches
@@ -57,7 +57,8 @@ def train(
 ) -> dict:
     """Train theta on `preset.task` and write a run to `out`; returns the last line of its metrics.
 
-    method: one of METHODS. init: where theta starts, if not where the method has it: "base", "anchor", or a path.
+    method: one of METHODS. init: where theta starts, if not where the method has it: "base", "anchor", "average" (of
+    their weights), or a path.
     resume: go on from the checkpoint in `out`; the result is, on a CPU bit for bit, that of a run never interrupted.
     Raises ValueError for settings that cannot work, before anything is written."""
     preset = load_preset(preset) if isinstance(preset, str) else preset
@@ -67,7 +68,7 @@ def train(
     torch.manual_seed(seed)  # a LoRA adapter's random start
     init = init or how.init
     mixture = make_mixture(
-        preset.anchor if init == "anchor" else init,
+        preset.anchor if init in ("anchor", "average") else init,
         preset.anchor if how.mixes or how.kl else None,
         preset.base,
         preset.alpha if how.mixes else 0.0,
@@ -76,6 +77,8 @@ def train(
         scale=preset.lora_alpha,
         dtype=preset.dtype,
     )
+    if init == "average":
+        average_with_base(mixture, preset.base)
     if preset.checkpoint_activations:
         mixture.checkpoint_activations()
     prompts = [encode_prompt(tokenizer, p.question, task.instruction) for p in task.train + task.validation + task.test]
@@ -102,6 +105,7 @@ class Trainer:
             Adaptive(alpha, preset.offset, preset.scale, preset.smoothing) if method.adaptive else Fixed(alpha)
         )
         self.parameters = trainable(mixture)
+        self.start = [p.detach().to("cpu", copy=True) for p in self.parameters.values()]
         self.optimizer = torch.optim.AdamW(self.parameters.values(), lr=preset.lr, weight_decay=0)
 
     def run(self) -> dict:
@@ -117,13 +121,14 @@ class Trainer:
             began = time.perf_counter()
             line = {"step": step, **(self.step(step) if step > 0 else {"alpha": self.schedule.alpha})}
             if step % preset.eval_every == 0 or step == preset.steps:
-                line |= self.evaluate(self.task.test)
+                line |= self.evaluate()
             line["seconds"] = round(time.perf_counter() - began, 3)
             run.log(line)
             if step % preset.save_every == 0 or step == preset.steps:
                 run.save(step, self.parameters, self.optimizer, alpha=self.schedule.alpha, line=line)
             shown = {name: f"{line[name]:.3f}" for name in ("reward", "accuracy") if line.get(name) is not None}
             bar.set_postfix(shown | {"alpha": f"{line['alpha']:.2f}"})
+        run.write("grades.json", self.final_grades())
         run.finish(self.mixture.save_pretrained, self.tokenizer.save_pretrained)
         return line
 
@@ -155,10 +160,10 @@ class Trainer:
             metrics |= self.adapt()
         return metrics
 
-    def rollout(self, problems, step: int) -> Rollouts:
+    def rollout(self, problems, step: int, samples: int | None = None) -> Rollouts:
         prompts = [encode_prompt(self.tokenizer, p.question, self.task.instruction) for p in problems]
         return rollout(
-            self.mixture, prompts, samples=self.preset.samples, max_new_tokens=self.preset.max_new_tokens,
+            self.mixture, prompts, samples=samples or self.preset.samples, max_new_tokens=self.preset.max_new_tokens,
             temperature=self.preset.temperature, seed=[self.seed, step],
             eos=self.tokenizer.eos_token_id, pad=self.tokenizer.pad_token_id, keep=self.preset.keep_ref_states,
         )  # fmt: skip
@@ -224,12 +229,13 @@ class Trainer:
 
     def adapt(self) -> dict:
         """Equations 7 to 9: greedy decodes of the validation problems, mixture against theta, set the next alpha."""
+        began = time.perf_counter()
         mixed = self.evaluation(self.task.validation)
         with self.mixture.using((1.0, 0.0)):
             theta = self.evaluation(self.task.validation)
         found = self.schedule.update([g.correct for g in mixed.grades], [g.correct for g in theta.grades])
         self.set_alpha(found.pop("alpha"))
-        return found
+        return found | {"adapt_seconds": round(time.perf_counter() - began, 3)}
 
     def set_alpha(self, alpha: float) -> None:
         self.schedule.alpha = alpha
@@ -242,10 +248,36 @@ class Trainer:
             max_new_tokens=self.preset.max_new_tokens, batch=self.preset.eval_batch,
         )  # fmt: skip
 
-    def evaluate(self, problems) -> dict:
-        found = self.evaluation(problems)
+    def evaluate(self) -> dict:
+        """Rates of greedy decodes of the test problems; how far theta has moved, and how far it is from ref."""
+        found = self.evaluation(self.task.test)
+        pairs = zip(self.parameters.values(), self.start, strict=True)
+        moved = sum((now.detach().cpu() - before).square().sum() for now, before in pairs)
         return {
             "accuracy": found.accuracy,
             "test_format_rate": found.format_rate,
             "test_number_rate": found.number_rate,
+            "distance": moved.item() ** 0.5,
+            "kl_theta_ref": self.kl_theta_ref() if len(self.mixture.weights) == 2 else None,
         }
+
+    def kl_theta_ref(self) -> float:
+        """KL(theta || ref), nats a token, on what theta samples for some test problems."""
+        with self.mixture.using((1.0, 0.0)):
+            rollouts = self.rollout(self.task.test[:32], step=0, samples=1)
+        rows = torch.arange(len(rollouts.logps), device=rollouts.logps.device)
+        ref_logp = self.reference_logprobs(rollouts, [rows])
+        return sequence_mean(kl_k3(rollouts.logps, ref_logp), rollouts.mask).mean().item()
+
+    def final_grades(self) -> dict:
+        """Of the mixture, theta alone and ref alone after training: who solves which test problem ("1" or "0" each)."""
+        policies = {"mixture": self.mixture.weights}
+        if len(self.mixture.weights) == 2:
+            policies |= {"theta": (1.0, 0.0), "ref": (0.0, 1.0)}
+        grades = {}
+        for name, weights in policies.items():
+            with self.mixture.using(weights):
+                found = self.evaluation(self.task.test).grades
+            rates = ("correct", "formatted", "number")
+            grades[name] = {rate: "".join(str(int(getattr(g, rate))) for g in found) for rate in rates}
+        return grades

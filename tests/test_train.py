@@ -43,7 +43,7 @@ def same(first: dict, second: dict) -> bool:
 
 
 def untimed(folder) -> list[dict]:
-    return [{k: v for k, v in line.items() if k != "seconds"} for line in read_metrics(folder)]
+    return [{k: v for k, v in line.items() if not k.endswith("seconds")} for line in read_metrics(folder)]
 
 
 def trainer(tmp_path, method="fixed", **changes) -> Trainer:
