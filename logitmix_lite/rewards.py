@@ -38,16 +38,16 @@ NARROW = {wide: wide - 0xFEE0 for wide in range(0xFF01, 0xFF5F)} | {ord("。"): 
 class Grade:
     """What one completion is worth. `correct` implies `formatted`, and `number`."""
 
-    formatted: bool  # its last box is closed
+    formatted: bool  # its last box is closed, and not empty
     correct: bool  # formatted, and the box holds the right answer
-    number: bool  # the right answer was reached, whatever the format: in the box or, without one, as the last number
+    number: bool  # the right answer was reached: in the box or, without one, as the last number (not a bare letter)
     answer: str | None  # inside of the last box
     failed: bool = False  # the comparison ran out of time or crashed, so it counts as wrong
 
 
 def grade(completion: str, answer: str | int | float) -> Grade:
     """Grade a completion against the right answer. No completion makes it raise."""
-    gold, found = answer_text(answer), boxed(completion)
+    gold, found = answer_text(answer), boxed(completion) or None  # models copy the empty \boxed{} of an instruction
     if found is None:
         last = last_number(completion)
         return Grade(False, False, last is not None and bool(equal(gold, last)), None)

@@ -5,6 +5,7 @@ import os
 import random
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -115,11 +116,24 @@ def test_styles_of_real_models(completion, gold):
     assert found.formatted and found.correct and found.number and found.answer == boxed(completion)
 
 
+def test_completions_of_smollm2_get_the_grades_a_reader_gave_them():
+    """391 samples of SmolLM2-135M, of its anchor mixed in at 0 to 0.5, on word problems, arithmetic and MATH. Each
+    was read and labelled as boxed or not, rewarded or not, right or not: no false positive among 357 that earn nothing
+    (95 % bound 1.1 %), no false negative among 34 that earn the reward (bound 10 %)."""
+    read = rows(Path(__file__).parent / "completions.jsonl")
+    assert len(read) == 391 and sum(row["correct"] for row in read) == 34
+    found = grade_all([row["completion"] for row in read], [row["gold"] for row in read])
+    for row, ours in zip(read, found, strict=True):
+        labels = row["formatted"], row["correct"], row["number"]
+        assert (ours.formatted, ours.correct, ours.number) == labels, row
+
+
 def test_what_each_field_says():
     assert grade("so 16", "16") == Grade(formatted=False, correct=False, number=True, answer=None)
     assert grade(r"so \boxed{16", "16") == Grade(False, False, True, None)
     assert grade(r"so 16, \boxed{17}", "16") == Grade(True, False, False, "17")  # the box is the answer
     assert grade(r"\boxed{\frac{1}{16}}", "16") == Grade(True, False, False, r"\frac{1}{16}")
+    assert grade(r"in \boxed{}: it is 16", "16") == Grade(False, False, True, None)  # an empty box is no box
     assert grade("", 16.0) == Grade(False, False, False, None)
     assert [answer_text(a) for a in (91.0, 91, "91.0", 0.5, " 3 ")] == ["91", "91", "91.0", "0.5", "3"]
 
