@@ -25,11 +25,15 @@ BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])\s*")
 BRACE = re.compile(r"\\.|[{}]", re.DOTALL)  # an escaped \{ or \} matches the first half, and is skipped
 NUMBER = re.compile(r"(?:(?<![\w)\]}])-)?(?:(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+)")
 UNITS = r"\s*%|\s*percent|\s+(?:cm|mm|km|kg|ft|m|[A-Za-z]{3,})(?:\s+[A-Za-z]{2,}){0,3}(?:\s?\^\{?[23]\}?)?"
-QUANTITY = re.compile(rf"(-?\s?(?:[0-9]{{1,3}}(?:,[0-9]{{3}})+|[0-9]+)(?:\.[0-9]*)?|-?\s?\.[0-9]+)(?:{UNITS})?")
+DECIMAL = r"-?\s?(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]*)?|-?\s?\.[0-9]+"
+QUANTITY = re.compile(rf"({DECIMAL})(?:\s?\\times 10\^\{{(-?[0-9]{{1,3}})\}})?(?:{UNITS})?")
 POWER = re.compile(r"[a-z]\s?\^\{?([23])\}?$")
+POWER_OF_TEN = re.compile(r"[×*]\s*10\s*\^\s*(-?[0-9]+)")  # math-verify reads 10^-3 as 10
 SCALE = re.compile("hundred|thousand|million|billion|trillion|dozen", re.IGNORECASE)
 CHOICE = re.compile(r"\(?([A-J])(?:[).:].*|、(?!\s*[A-J]\b).*)?", re.DOTALL)  # "C", "(C)", "C. 12 apples"; not "A、B"
 UNDONE = re.compile(r"[0-9)}]\s*(?:[-+*×]|\\times|\\cdot)")
+RELATION = re.compile(r"[<>≤≥≠]|\\(?:[lg]eq?|neq?|[lg]t)(?![A-Za-z])")
+WORD = re.compile(r"(?<![\\A-Za-z])(?!sqrt|frac|arc|sinh|cosh|tanh|infinity)[A-Za-z]{4,}")
 CHINESE = re.compile("[\u4e00-\u9fff]")
 NARROW = {wide: wide - 0xFEE0 for wide in range(0xFF01, 0xFF5F)} | {ord("。"): "."}  # full-width letters and marks
 
@@ -95,15 +99,15 @@ def equal(gold: str, answer: str) -> bool | None:
     None where math-verify ran out of time or crashed over it."""
     if not answer.strip() or len(answer) > LONGEST:
         return False
-    gold, answer = gold.translate(NARROW), answer.translate(NARROW)
+    gold, answer = (POWER_OF_TEN.sub(r"\\times 10^{\1}", text.translate(NARROW)) for text in (gold, answer))
     right, given = _plain(gold), _plain(answer)
     if _squeeze(right) == _squeeze(given):
         return True
     if re.fullmatch(r"\(?[A-J]\)?", right):
         choice = CHOICE.fullmatch(given)
         return choice is not None and choice[1] == right.strip("()")
-    if len(right) > 3 and right.isalpha():  # words: as products of letters, "east" and "seat" would be equal formulas
-        return right.lower() == given.lower()
+    if _prose(right):  # as products of letters, "east" and "seat" would be equal formulas
+        return right.casefold() == given.casefold() and (right == given or WORD.search(right) is not None)
     if bool(SCALE.search(gold)) != bool(SCALE.search(answer)):  # "10 million" is not 10
         return False
     x, y = _number(right), _number(given)
@@ -115,6 +119,8 @@ def equal(gold: str, answer: str) -> bool | None:
             return True
         if "%" not in gold + answer:  # math-verify knows that 0.25 is 25%
             return False
+    if x is not None and RELATION.search(given):  # "x > 3" is not 3
+        return False
     if x is not None and "^" not in given and UNDONE.search(given.split("=")[-1]):
         return False  # `13+7-4` does not answer `13+7-4?`: RL would find that copying the question pays
     if CHINESE.search(gold):  # math-verify would compare the numbers in a sentence and nothing else
@@ -133,15 +139,27 @@ def _plain(text: str) -> str:
     return re.sub(r"(?:\\[,;: ]|[~\s])+", " ", text).strip(" *").rstrip(". ")
 
 
+def _prose(text: str) -> bool:
+    """Whether the text is words rather than a formula, to which at most a short unit is added."""
+    if "→" in text or re.fullmatch(r"[A-Za-z]{4,}|[A-Za-z]+(?: [A-Za-z]+)+", text):
+        return True
+    text = re.sub(r"\\(?:begin|end)\{[a-z]+\}", r"\\", text)
+    word = WORD.search(text)
+    if word is None:
+        return False
+    before, after = text[: word.start()], text[word.end() :]
+    return not re.search(r"[0-9\\]", before) or bool(re.search(r"[0-9\\]", after)) or len(after.split()) > 3
+
+
 def _squeeze(text: str) -> str:
     """Without spaces, but `3 5` is not `35`."""
     return re.sub(r"(?<![0-9]) | (?![0-9])", "", text)
 
 
 def _number(text: str) -> Fraction | None:
-    """The number in `1,234.5`, `18 apples` or `25%` (25); None for anything else."""
+    r"""The number in `1,234.5`, `18 apples`, `2 \times 10^{3}` or `25%` (25); None for anything else."""
     found = QUANTITY.fullmatch(text)
-    return found and Fraction(re.sub(r"[,\s]", "", found[1]))
+    return found and Fraction(re.sub(r"[,\s]", "", found[1])) * Fraction(10) ** int(found[2] or 0)
 
 
 @lru_cache(maxsize=10_000)  # the completions of one group often agree

@@ -77,7 +77,8 @@ SAME = [
     (r"\begin{pmatrix} 1/2 \\ 3 \end{pmatrix}", r"\begin{bmatrix}0.5\\3\end{bmatrix}"), (r"\pm 2", "-2, 2"),
     (r"3\frac{1}{2}", "3.5"), (r"3\sqrt{2}", r"\sqrt{18}"), ("3+4i", "4i+3"), ("3.84 \\times 10^{5}", "384,000"),
     ("(3,4)", "（3，4）"), ("B", "（Ｂ）"), ("5", "５。"), ("3:4", "3：4"), ("10%", "10％"), ("C", "C、12"),
-    ("18", "18元"),
+    ("18", "18元"), (r"\frac{3}{4}\text{ cups}", r"\frac34"), ("True, False", "true, false"), ("sqrt(8)", r"2\sqrt{2}"),
+    ("2.0 × 10^-3", "0.002"), ("2.5 * 10^-23 kg", r"2.5 \times 10^{-23} \text{ kg}"), ("high and low", "High and low."),
 ]  # fmt: skip
 DIFFERENT = [
     ("18", "19"), ("18", "-18"), ("18", ""), ("18", "18x"), ("7", "5 or 7"), ("7", "5, 7"), ("2", r"2\pi"),
@@ -86,6 +87,10 @@ DIFFERENT = [
     ("(1,2]", "(1,2)"), ("(1,2)", "(2,1)"), (r"\{1,2\}", r"\{1,2,3\}"), ("25 cm^2", "25 cm^3"), ("A", "A、B"),
     ("1:2", "2:1"), (r"\begin{pmatrix}1&2\\3&4\end{pmatrix}", r"\begin{pmatrix}1&2\\4&3\end{pmatrix}"),
     (r"\sqrt{2}", "1.41"),
+    ("True, False", "False, True"), ("high and low", "low and high"), ("Bb Bb", "BB Bb"), ("0", r"x \geq -3, x \neq 0"),
+    ("2.0 × 10^-3", "5.0 × 10^-3"), ("2.5 * 10^-23 kg", "5.0 * 10^-21 kg"), ("ratio of 1 to V", "ratio of V to 1"),
+    ("2 Na(s) + O2(g) → Na2O2(s)", "C(s) + CO2(g) → 2 CO(g)"), ("3", "x > 3"),
+    ("2 times as many items can be uniquely identified", "2 more items can be uniquely identified"),
     ("x>2", "x<2"), ("10和11之间", "10"), ("18", "1" * 400), ("1/2", "1/0"), ("3", r"\frac{"),
 ]  # fmt: skip
 
