@@ -138,11 +138,12 @@ def run_sft(args) -> None:
 
 
 def run_train(args) -> None:
+    from .ranks import Ranks
     from .train import check_flags, train
 
     check_flags(args.method, args.alpha, args.beta)
     last = train(chosen_preset(args), args.method, args.out, seed=args.seed, init=args.init, resume=args.resume)
-    print(f"accuracy {last['accuracy']:.3f} on {args.out}; model in {Path(args.out) / 'final'}")
+    Ranks().print(f"accuracy {last['accuracy']:.3f} on {args.out}; model in {Path(args.out) / 'final'}")
 
 
 def run_evaluate(args) -> None:

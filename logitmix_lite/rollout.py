@@ -50,6 +50,7 @@ def rollout(
     eos: int | Sequence[int] | None = None,
     pad: int | None = None,
     keep: bool = False,
+    skip: int = 0,
 ) -> Rollouts:
     """Sample `samples` completions of each prompt (a list of token ids) from a Mixture or any causal language model.
 
@@ -57,7 +58,8 @@ def rollout(
     leave the batch. temperature 0 is greedy decoding. A completion depends on the seed and on its place in the batch,
     not on when the others finish. eos, pad: default to the model's own; eos may be several ids. keep: return what the
     frozen members found (`Rollouts.kept`), so that `completion_logprobs` need not run them again; it costs
-    `N * T * D_k` numbers a member, D_k / V of its logits.
+    `N * T * D_k` numbers a member, D_k / V of its logits. skip: how many
+    completions, sampled elsewhere, come before these in the batch; these are as if sampled together with them.
 
     Raises ValueError where a prompt and `max_new_tokens` together exceed the model's context."""
     mixture = mixture if isinstance(mixture, Mixture) else Mixture([mixture])
@@ -80,7 +82,7 @@ def rollout(
 
     total = len(expand)
     # Uniform numbers are drawn at once and by row, so that a row's text does not depend on its neighbours' lengths.
-    uniform = torch.from_numpy(np.random.default_rng(seed).random((total, max_new_tokens))).to(device)
+    uniform = torch.from_numpy(np.random.default_rng(seed).random((skip + total, max_new_tokens))[skip:]).to(device)
     completions = torch.full((total, max_new_tokens), pad, device=device)
     logps = torch.zeros(total, max_new_tokens, device=device)
     lengths = torch.full((total,), max_new_tokens, device=device)

@@ -18,14 +18,17 @@ PACKAGES = ("torch", "transformers", "peft", "numpy")
 class Run:
     """Writes a run so that it can be killed at any moment and resumed: what is on disk is always a whole step.
 
+    main: of several processes, whether this is the one that writes.
     config: everything that decides the result; resuming with another one is refused.
     Raises ValueError where the folder holds another run, or none to resume."""
 
-    def __init__(self, out: str | Path, config: dict, resume: bool = False):
-        self.folder = Path(out)
+    def __init__(self, out: str | Path, config: dict, resume: bool = False, main: bool = True):
+        self.folder, self.main = Path(out), main
         self.checkpoint, self.final = self.folder / "checkpoint.pt", self.folder / "final"
         self.metrics = self.folder / "metrics.jsonl"
         path = self.folder / "config.json"
+        if not main:
+            return
         if resume:
             self._check_same(path, config)
         elif self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
@@ -62,21 +65,28 @@ class Run:
 
     def save(self, step: int, parameters: dict[str, Tensor], optimizer: torch.optim.Optimizer, **more) -> None:
         """Replace the checkpoint. If that fails, the old one stays whole."""
+        if not self.main:
+            return
         state = {"step": step, "parameters": {name: p.detach() for name, p in parameters.items()}, **more}
         state |= {"optimizer": optimizer.state_dict(), "random": torch.get_rng_state()}
         _replace(self.checkpoint, lambda tmp: torch.save(state, tmp))
 
     def log(self, line: dict) -> None:
         """Append one step's metrics."""
+        if not self.main:
+            return
         with self.metrics.open("a") as file:
             file.write(json.dumps(line) + "\n")
 
     def write(self, name: str, content: dict) -> None:
         """Write a JSON file of the run, whole or not at all."""
-        _replace(self.folder / name, lambda tmp: tmp.write_text(json.dumps(content) + "\n"))
+        if self.main:
+            _replace(self.folder / name, lambda tmp: tmp.write_text(json.dumps(content) + "\n"))
 
     def finish(self, *savers: Callable[[Path], object]) -> None:
         """Write final/ by calling each of `savers` with a folder, all or nothing."""
+        if not self.main:
+            return
         unfinished = self.folder / "final.tmp"
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir()
@@ -86,6 +96,8 @@ class Run:
         unfinished.rename(self.final)
 
     def _keep_metrics(self, last_step: int) -> None:
+        if not self.main:
+            return
         lines = [line for line in read_metrics(self.folder) if line["step"] <= last_step]
         _replace(self.metrics, lambda tmp: tmp.write_text("".join(json.dumps(line) + "\n" for line in lines)))
 

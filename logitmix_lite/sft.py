@@ -10,6 +10,7 @@ from tqdm import tqdm
 from .mixture import Mixture
 from .models import add_lora, load_model, load_tokenizer, save_policy, trainable
 from .presets import Preset, load_preset
+from .ranks import Ranks
 from .rollout import completion_logprobs, pad_rows, token_batches
 from .runs import Run, batch_indices
 from .tasks import encode_demo
@@ -20,6 +21,8 @@ def sft(preset: Preset | str, out: str | Path, seed: int = 0, resume: bool = Fal
 
     Full weights, or a LoRA adapter where `preset.lora_rank` is not 0. ValueError for settings that cannot work."""
     preset = load_preset(preset) if isinstance(preset, str) else preset
+    if Ranks().count > 1:
+        raise ValueError("sft runs as one process: start it without `accelerate launch`")
     tokenizer = load_tokenizer(preset.base)
     task = preset.demonstrations()
     demos = [encode_demo(tokenizer, problem, task.instruction) for problem in task.train]

@@ -3,6 +3,7 @@
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import fmean
 
 import torch
 from torch import Tensor
@@ -13,7 +14,8 @@ from .grpo import group_advantages, grpo_loss, kl_k3, sequence_mean
 from .mixture import Mixture
 from .models import average_with_base, frozen_fingerprint, load_tokenizer, make_mixture, trainable
 from .presets import Preset, check, load_preset
-from .rewards import grade_all
+from .ranks import Ranks
+from .rewards import Grade, grade_all
 from .rollout import Rollouts, check_prompts, completion_logprobs, rollout, token_batches
 from .runs import Run, batch_indices
 from .schedules import Adaptive, Fixed
@@ -63,7 +65,8 @@ def train(
     Raises ValueError for settings that cannot work, before anything is written."""
     preset = load_preset(preset) if isinstance(preset, str) else preset
     check(preset)
-    how = check_flags(method, None, None)
+    how, ranks = check_flags(method, None, None), Ranks()
+    ranks.share(range(preset.prompts))  # can they be shared evenly?
     task, tokenizer = preset.problems(), load_tokenizer(preset.base)
     torch.manual_seed(seed)  # a LoRA adapter's random start
     init = init or how.init
@@ -86,18 +89,22 @@ def train(
     settings = asdict(preset)
     config = {"command": "train", "preset": settings.pop("name"), "method": method, "seed": seed, "init": init}
     config |= settings | {"frozen": frozen_fingerprint(mixture)} | ({"rows": task.counts} if task.counts else {})
-    run = Run(out, config, resume)
+    run = Run(out, config, resume, ranks.main)
+    ranks.wait()
     try:
-        return Trainer(mixture, tokenizer, task, preset, how, seed, run).run()
+        return Trainer(mixture, tokenizer, task, preset, how, seed, run, ranks).run()
     except KeyboardInterrupt:
-        print(f"\nStopped. Every finished step is in {out}: the same command with --resume goes on from there.")
+        ranks.print(f"\nStopped. Every finished step is in {out}: the same command with --resume goes on from there.")
         raise
 
 
 class Trainer:
     """One run: the mixture, its optimiser and its problems. `step()` is the algorithm, the rest is bookkeeping."""
 
-    def __init__(self, mixture: Mixture, tokenizer, task, preset: Preset, method: Method, seed: int, run: Run):
+    def __init__(
+        self, mixture: Mixture, tokenizer, task, preset: Preset, method: Method, seed: int, run: Run, ranks: Ranks
+    ):
+        self.ranks = ranks
         self.mixture, self.tokenizer, self.task, self.preset, self.run_folder = mixture, tokenizer, task, preset, run
         self.seed, self.beta = seed, preset.beta if method.kl else 0.0
         alpha = preset.alpha if method.mixes else 0.0
@@ -115,8 +122,9 @@ class Trainer:
         self.set_alpha(state.get("alpha", self.schedule.alpha))
         line = state.get("line", {})
         bar = tqdm(
-            range(state["step"] + 1, preset.steps + 1), initial=state["step"] + 1, total=preset.steps + 1, unit="step"
-        )
+            range(state["step"] + 1, preset.steps + 1), initial=state["step"] + 1, total=preset.steps + 1, unit="step",
+            disable=None if self.ranks.main else True,
+        )  # fmt: skip
         for step in bar:
             began = time.perf_counter()
             line = {"step": step, **(self.step(step) if step > 0 else {"alpha": self.schedule.alpha})}
@@ -130,30 +138,38 @@ class Trainer:
             bar.set_postfix(shown | {"alpha": f"{line['alpha']:.2f}"})
         run.write("grades.json", self.final_grades())
         run.finish(self.mixture.save_pretrained, self.tokenizer.save_pretrained)
+        self.ranks.wait()
         return line
 
     def step(self, step: int) -> dict:
         """Algorithm 1: sample from the mixture, reward, advantages (equation 4), ascend (equation 6)."""
         preset = self.preset
         problems = [self.task.train[k] for k in batch_indices(step, preset.prompts, len(self.task.train), self.seed)]
+        problems = self.ranks.share(problems)
         rollouts = self.rollout(problems, step)
         answers = [p.answer for p in problems for _ in range(preset.samples)]
         grades = grade_all(rollouts.texts(self.tokenizer), answers)
         rewards = torch.tensor([float(g.correct) for g in grades], device=rollouts.logps.device)
         advantages = group_advantages(rewards.view(-1, preset.samples)).flatten()
-        tokens = int(rollouts.mask.sum())
+        dead = (advantages.view(-1, preset.samples) == 0).all(-1).sum().item()
+        right, boxed, number, logps, dead, truncated, tokens, failed = self.ranks.sum(
+            rewards.sum().item(), sum(g.formatted for g in grades), sum(g.number for g in grades),
+            rollouts.logps.sum().item(), dead, rollouts.truncated.sum().item(), rollouts.mask.sum().item(),
+            sum(g.failed for g in grades),
+        )  # fmt: skip
+        total = preset.prompts * preset.samples
         metrics = {
-            "reward": rewards.mean().item(),
-            "format_rate": sum(g.formatted for g in grades) / len(grades),
-            "number_rate": sum(g.number for g in grades) / len(grades),
+            "reward": right / total,
+            "format_rate": boxed / total,
+            "number_rate": number / total,
             "alpha": self.schedule.alpha,
             # minus the mean log-prob of what was sampled estimates the entropy without bias, from tokens in hand
-            "entropy": -rollouts.logps.sum().item() / tokens,
-            "dead_groups": (advantages.view(-1, preset.samples) == 0).all(-1).float().mean().item(),
-            "truncated": rollouts.truncated.float().mean().item(),
-            "length": tokens / len(grades),
-            "tokens": tokens,
-            "failed_comparisons": sum(g.failed for g in grades),
+            "entropy": -logps / tokens,
+            "dead_groups": dead / preset.prompts,
+            "truncated": truncated / total,
+            "length": tokens / total,
+            "tokens": int(tokens),
+            "failed_comparisons": int(failed),
         }
         metrics |= self.update(rollouts, advantages)
         if isinstance(self.schedule, Adaptive):
@@ -166,20 +182,23 @@ class Trainer:
             self.mixture, prompts, samples=samples or self.preset.samples, max_new_tokens=self.preset.max_new_tokens,
             temperature=self.preset.temperature, seed=[self.seed, step],
             eos=self.tokenizer.eos_token_id, pad=self.tokenizer.pad_token_id, keep=self.preset.keep_ref_states,
+            skip=self.ranks.rank * len(problems) * (samples or self.preset.samples),
         )  # fmt: skip
 
     def update(self, rollouts: Rollouts, advantages: Tensor) -> dict:
         """`preset.epochs` optimiser steps on one batch of rollouts. Microbatches sum to the loss of the whole batch."""
-        preset, total = self.preset, len(advantages)
+        preset, total = self.preset, len(advantages) * self.ranks.count
         # Without KL, completions of zero advantage have zero gradient: they count in the mean and cost no compute.
-        used = torch.arange(total, device=advantages.device) if self.beta else advantages.nonzero().squeeze(-1)
+        used = torch.arange(len(advantages), device=advantages.device)
+        used = used if self.beta else advantages.nonzero().squeeze(-1)
         batches = self.microbatches(rollouts, used)
         ref_logp = self.reference_logprobs(rollouts, batches) if self.beta else None
         metrics = {"loss": 0.0, "kl": None, "grad_norm": None, "clip_fraction": 0.0, "logp_gap": 0.0}
-        if len(used) == 0:  # nothing to learn from; still compare the trainer's log-probs with the sampler's
+        [used_tokens] = self.ranks.sum(rollouts.mask[used].sum().item())
+        if used_tokens == 0:  # nothing to learn from; still compare the trainer's log-probs with the sampler's
             with torch.no_grad():
                 logp = self.logprobs(rollouts, torch.arange(1, device=used.device))
-            return metrics | {"logp_gap": (logp - rollouts.logps[:1]).abs().max().item()}
+            return metrics | {"logp_gap": self.ranks.max((logp - rollouts.logps[:1]).abs().max().item())}
         for epoch in range(preset.epochs):
             loss, kl, clipped, gap = 0.0, 0.0, 0.0, 0.0
             for rows in batches:
@@ -194,13 +213,16 @@ class Trainer:
                 with torch.no_grad():
                     moved = (logp - old).exp() - 1
                     binds = (moved * advantages[rows].sign()[:, None] > preset.clip) & mask.bool()
-                    clipped += binds.sum().item() / rollouts.mask[used].sum().item()
+                    clipped += binds.sum().item() / used_tokens
                     gap = max(gap, (logp - old).abs().max().item())
+            self.ranks.sum_gradients(self.parameters.values())
+            loss, kl, clipped = self.ranks.sum(loss, kl, clipped)
             norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), preset.max_grad_norm)
             self.optimizer.step()
             self.optimizer.zero_grad()
             if epoch == 0:  # theta is still the policy that sampled
-                metrics |= {"loss": loss, "kl": kl if self.beta else None, "grad_norm": norm.item(), "logp_gap": gap}
+                metrics |= {"loss": loss, "kl": kl if self.beta else None, "grad_norm": norm.item()}
+                metrics["logp_gap"] = self.ranks.max(gap)
         return metrics | {"clip_fraction": clipped}
 
     def microbatches(self, rollouts: Rollouts, used: Tensor) -> list[Tensor]:
@@ -230,10 +252,10 @@ class Trainer:
     def adapt(self) -> dict:
         """Equations 7 to 9: greedy decodes of the validation problems, mixture against theta, set the next alpha."""
         began = time.perf_counter()
-        mixed = self.evaluation(self.task.validation)
+        mixed = self.grades(self.task.validation)
         with self.mixture.using((1.0, 0.0)):
-            theta = self.evaluation(self.task.validation)
-        found = self.schedule.update([g.correct for g in mixed.grades], [g.correct for g in theta.grades])
+            theta = self.grades(self.task.validation)
+        found = self.schedule.update([g.correct for g in mixed], [g.correct for g in theta])
         self.set_alpha(found.pop("alpha"))
         return found | {"adapt_seconds": round(time.perf_counter() - began, 3)}
 
@@ -242,21 +264,25 @@ class Trainer:
         if len(self.mixture.weights) == 2:
             self.mixture.alpha = alpha
 
-    def evaluation(self, problems):
-        return evaluate(
-            self.mixture, self.tokenizer, problems, instruction=self.task.instruction,
+    def grades(self, problems) -> list[Grade]:
+        """Grades of greedy decodes; each rank decodes its share."""
+        mine = problems[self.ranks.rank :: self.ranks.count]
+        found = mine and evaluate(
+            self.mixture, self.tokenizer, mine, instruction=self.task.instruction,
             max_new_tokens=self.preset.max_new_tokens, batch=self.preset.eval_batch,
-        )  # fmt: skip
+        ).grades  # fmt: skip
+        shares = self.ranks.gather(found)
+        return [shares[k % self.ranks.count][k // self.ranks.count] for k in range(len(problems))]
 
     def evaluate(self) -> dict:
         """Rates of greedy decodes of the test problems; how far theta has moved, and how far it is from ref."""
-        found = self.evaluation(self.task.test)
+        found = self.grades(self.task.test)
         pairs = zip(self.parameters.values(), self.start, strict=True)
         moved = sum((now.detach().cpu() - before).square().sum() for now, before in pairs)
         return {
-            "accuracy": found.accuracy,
-            "test_format_rate": found.format_rate,
-            "test_number_rate": found.number_rate,
+            "accuracy": fmean(g.correct for g in found),
+            "test_format_rate": fmean(g.formatted for g in found),
+            "test_number_rate": fmean(g.number for g in found),
             "distance": moved.item() ** 0.5,
             "kl_theta_ref": self.kl_theta_ref() if len(self.mixture.weights) == 2 else None,
         }
@@ -277,7 +303,7 @@ class Trainer:
         grades = {}
         for name, weights in policies.items():
             with self.mixture.using(weights):
-                found = self.evaluation(self.task.test).grades
+                found = self.grades(self.task.test)
             rates = ("correct", "formatted", "number")
             grades[name] = {rate: "".join(str(int(getattr(g, rate))) for g in found) for rate in rates}
         return grades

@@ -18,6 +18,7 @@ from logitmix_lite import load_policy, load_preset, train
 from logitmix_lite.grpo import group_advantages
 from logitmix_lite.mixture import Mixture
 from logitmix_lite.models import load_model, load_tokenizer, locate, make_mixture
+from logitmix_lite.ranks import Ranks
 from logitmix_lite.runs import Run, batch_indices, read_config, read_metrics
 from logitmix_lite.sft import fit, sft
 from logitmix_lite.tasks import encode_demo, load_task
@@ -56,7 +57,7 @@ def trainer(tmp_path, method="fixed", **changes) -> Trainer:
         how.rule,
     )
     task = load_task("chain", train=100, validation=8, test=8)
-    return Trainer(mixture, load_tokenizer(preset.base), task, preset, how, 0, Run(tmp_path / "run", {}))
+    return Trainer(mixture, load_tokenizer(preset.base), task, preset, how, 0, Run(tmp_path / "run", {}), Ranks())
 
 
 def scored_batch(trainer, signal: bool = True):
