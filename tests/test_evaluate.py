@@ -12,7 +12,15 @@ from logitmix_lite import evaluate, load_policy, load_task, load_tokenizer
 from logitmix_lite.evaluate import compare, majority_vote
 from logitmix_lite.rewards import grade
 from logitmix_lite.schedules import Adaptive
-from logitmix_lite.stats import contingency, difference_interval, interval, mcnemar, mean_interval, pass_at
+from logitmix_lite.stats import (
+    bootstrap_interval,
+    contingency,
+    difference_interval,
+    interval,
+    mcnemar,
+    mean_interval,
+    pass_at,
+)
 
 
 @pytest.mark.parametrize("successes, trials", [(0, 200), (1, 10), (57, 200), (200, 200)])
@@ -58,6 +66,24 @@ def test_intervals_cover_as_often_as_they_say():
         low, high = mean_interval(shares.tolist())
         inside["shares"] += low <= 0.5 <= high
     assert all(0.915 <= count / trials <= 0.985 for count in inside.values()), inside
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.3], ids=["seeds alike", "seeds differ"])
+def test_bootstrap_covers_seeds_and_problems(spread):
+    """Eight seeds on 100 problems, each with an effect of its own: the interval must hold for new seeds and problems,
+    which one over problems alone does not."""
+    random, trials, inside, naive = np.random.default_rng(0), 300, 0, 0
+    for _ in range(trials):
+        values = random.normal(0, spread, (8, 1)) + random.normal(0, 1, (1, 100)) + random.normal(0, 1, (8, 100))
+        low, high = bootstrap_interval(values)
+        inside += low <= 0 <= high
+        low, high = bootstrap_interval(values.mean(0))
+        naive += low <= 0 <= high
+    assert 0.91 <= inside / trials
+    assert (naive / trials < 0.85) == (spread > 0)
+    one = random.normal(0, 1, 400)
+    width = np.subtract(*bootstrap_interval(one)[::-1])
+    assert width == pytest.approx(2 * 1.96 * one.std() / 20, rel=0.1)
 
 
 def test_majority_vote_counts_answers_that_mean_the_same_together():

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from conftest import make_lora_pair, make_model
@@ -11,8 +12,9 @@ from logitmix_lite.__main__ import main, make_parser
 from logitmix_lite.mixture import Mixture
 from logitmix_lite.models import average_with_base, load_model, trainable
 from logitmix_lite.presets import load_preset
-from logitmix_lite.report import complementarity, load_runs, plot_curves, summary
+from logitmix_lite.report import plot_curves
 from logitmix_lite.sweep import ARMS, command, sweep
+from logitmix_lite.tables import complementarity, load_runs, summary, verdicts
 
 SMALL = dict(steps=1, prompts=2, samples=2, test_size=4, validation_size=2)
 
@@ -95,15 +97,67 @@ def test_average_with_base_of_an_adapter_is_that_of_the_merged_weights():
     torch.testing.assert_close(mixture(ids).logits, merged(ids).logits, atol=1e-4, rtol=1e-4)
 
 
-def test_complementarity_counts_by_hand(tmp_path):
-    run = tmp_path / "fixed-seed0"
+def write_grades(folder, name, method, seed=0, **policies):
+    """A run that is only its grades; each policy's as "correct/formatted/number"."""
+    run = folder / f"{name}-seed{seed}"
     run.mkdir()
-    (run / "config.json").write_text(json.dumps({"command": "train", "method": "fixed"}))
-    theta = {"correct": "0000", "formatted": "0001", "number": "1110"}
-    ref = {"correct": "1001", "formatted": "1111", "number": "1001"}
-    (run / "grades.json").write_text(json.dumps({"mixture": ref, "theta": theta, "ref": ref}))
-    row = complementarity(tmp_path).iloc[0]
-    assert (row["boxed, ref"], row["boxed, theta"], row["right, ref"], row["right, theta"]) == (100, 25, 50, 75)
-    assert (row["format gap"], row["answer gap"]) == (75, 25)
-    assert [row[name] for name in ("both", "theta only", "ref only", "neither")] == [1, 2, 1, 0]
-    assert row["exactly one"] == "3 (75.0%)"
+    (run / "config.json").write_text(json.dumps({"command": "train", "method": method, "seed": seed}))
+    rates = ("correct", "formatted", "number")
+    grades = {policy: dict(zip(rates, bits.split("/"), strict=True)) for policy, bits in policies.items()}
+    (run / "grades.json").write_text(json.dumps(grades))
+
+
+def test_complementarity_counts_by_hand(tmp_path):
+    write_grades(tmp_path, "fixed", "fixed", mixture="1001/1111/1001", theta="0001/0001/1110", ref="1001/1111/1001")
+    write_grades(tmp_path, "grpo-kl", "grpo-kl", mixture="1111/1111/1111", theta="1111/1111/1111", ref="1001/1111/1001")
+    write_grades(tmp_path, "grpo", "grpo", mixture="1111/1111/1111")
+    table = complementarity(tmp_path)
+    assert list(table["run"]) == ["fixed-seed0"]  # of mixtures only
+    row, loose = table.iloc[0], complementarity(tmp_path, "number").iloc[0]
+    assert (row["boxed, ref"], row["boxed, theta"], row["right, ref"], row["right, theta"]) == (100, 25, 50, 25)
+    assert (row["format gap"], row["answer gap"], loose["answer gap"]) == (75, -25, 25)
+    assert [row[name] for name in ("both", "theta only", "ref only", "neither")] == [1, 0, 1, 2]
+    assert [loose[name] for name in ("both", "theta only", "ref only", "neither")] == [1, 2, 1, 0]
+    assert (row["exactly one"], loose["exactly one"]) == ("1 (25.0%)", "3 (75.0%)")
+
+
+def test_verdicts_of_runs_made_up_to_decide(tmp_path):
+    random, none, every = np.random.default_rng(0), "0" * 400, "1" * 400
+
+    def bits(share):
+        return "".join(map(str, (random.random(400) < share).astype(int)))
+
+    for seed in (0, 1, 2):
+        ref, theta, mixture = bits(0.4), bits(0.7), bits(0.8)
+        write_grades(tmp_path, "fixed", "fixed", seed, mixture=f"{mixture}/{every}/{mixture}",
+                     theta=f"{none}/{none}/{theta}", ref=f"{ref}/{every}/{ref}")  # fmt: skip
+        for arm, method, right in (
+            ("adaptive", "adaptive", mixture), ("grpo-kl", "grpo-kl", ref), ("grpo-kl-0.1", "grpo-kl", theta)
+        ):  # fmt: skip
+            write_grades(tmp_path, arm, method, seed, mixture=f"{right}/{every}/{right}")
+    write_grades(tmp_path, "base-anchor", "fixed", 2, mixture=f"{every}/{every}/{every}")
+    (tmp_path / "mixing.csv").write_text(
+        "rule,alpha,accuracy,accuracy_low,accuracy_high\nlogit,0.5,0.5,0.45,0.55\nprob,0.8,0.45,0.4,0.5\n"
+        "logit,0.6,0.4,0.3,0.5\nprob,0.9,0.3,0.2,0.4\n"
+    )
+    found = verdicts(tmp_path)
+    assert [
+        (claim[: claim.index(")") + 1], verdict)
+        for claim, verdict in zip(found["claim"], found["verdict"], strict=True)
+    ] == [
+        ("(i)", "supported"),  # ref boxes all, theta none
+        ("(i)", "not supported"),  # theta boxes none, so none of its answers are right and boxed
+        ("(ii)", "supported"),
+        ("(i)", "supported"),  # boxed or not, theta is better
+        ("(ii)", "supported"),
+        ("(iii)", "undecided"),
+        ("(iv)", "supported"),
+        ("(v)", "supported"),  # equal answers
+        ("(vi)", "not supported"),
+    ]
+    third = found[found["claim"].str.startswith("(iii)")].iloc[0]
+    assert "alpha 0.5 against 0.8" in third["claim"] and third["effect"] == 5.0
+    assert (third["low"], third["high"]) == (-2.1, 12.1)  # Newcombe: 5 -+ sqrt(5^2 + 5^2)
+    fourth = found[found["claim"].str.startswith("(iv)")].iloc[0]
+    assert "beta 0.1" in fourth["claim"] and fourth["seeds"] == 3  # against the best of the baselines
+    assert found.iloc[-1]["seeds"] == 1  # only the common seed
