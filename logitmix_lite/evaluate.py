@@ -7,6 +7,7 @@ from pathlib import Path
 from statistics import fmean
 
 import pandas as pd
+import torch
 from tqdm import tqdm
 
 from .models import load_policy, load_tokenizer, make_mixture
@@ -196,6 +197,19 @@ def mixing_table(
     finally:
         mixture.rule, mixture.weights = before
     return pd.DataFrame(rows)
+
+
+@torch.no_grad()
+def who_decided(theta, ref, tokenizer, prompt: Sequence[int], text: str) -> tuple[list[str], list[float], list]:
+    """Read `text`, an answer to `prompt`, with both models. For each token: its piece of the text; KL(theta || ref)
+    there, in nats; "t" if it is theta's first choice and not ref's, "r" if ref's and not theta's, else None."""
+    answer = tokenizer(text, add_special_tokens=False)["input_ids"]
+    ids = torch.tensor([[*prompt, *answer]], device=theta.device)
+    first, second = (model(ids).logits[0, len(prompt) - 1 : -1].log_softmax(-1) for model in (theta, ref))
+    kl = (first.exp() * (first - second)).sum(-1)
+    choices = zip(answer, first.argmax(-1).tolist(), second.argmax(-1).tolist(), strict=True)
+    who = [None if a == b or token not in (a, b) else "t" if token == a else "r" for token, a, b in choices]
+    return [tokenizer.decode(token) for token in answer], kl.tolist(), who
 
 
 def compare(first: str | Path, second: str | Path, rate: str = "correct") -> dict:
