@@ -44,7 +44,10 @@ class MixtureCache(Cache):
 class BufferLayer(DynamicLayer):
     """One layer's keys and values in buffers of their final length, written in place: nothing is copied as they grow.
 
-    Starts with rows `rows` of `layer`, and `room` free places."""
+    Starts with rows `rows` of `layer`, and `room` free places. place: None, and attention sees what has been written;
+    or a tensor that says where the next token is written, and attention sees the whole buffers, under a mask."""
+
+    place: Tensor | None = None
 
     def __init__(self, layer: DynamicLayer, rows: Tensor, room: int):
         super().__init__()
@@ -64,6 +67,10 @@ class BufferLayer(DynamicLayer):
         self.keys, self.values = (buffer[:, :, : self.length] for buffer in self.buffers)
 
     def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
+        if self.place is not None:
+            for buffer, states in zip(self.buffers, (key_states, value_states), strict=True):
+                buffer.index_copy_(2, self.place, states)
+            return tuple(self.buffers)
         end = self.length + key_states.shape[-2]
         for buffer, states in zip(self.buffers, (key_states, value_states), strict=True):
             buffer[:, :, self.length : end] = states

@@ -152,7 +152,7 @@ class Mixture(PreTrainedModel, GenerationMixin):
         inputs = dict(input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids)
         if cache is not None and cache.stacked > 1:  # one pass over the weights for all members
             self.route.names = tuple(self.adapters[k] for k in self.active)
-            stacked = {k: None if v is None else v.repeat(len(self.active), 1) for k, v in inputs.items()}
+            stacked = {k: None if v is None else torch.cat([v] * len(self.active)) for k, v in inputs.items()}
             return list(self._body(0, stacked, cache.caches[0]).chunk(len(self.active)))
         states = []
         # Theta comes last: where the backward pass recomputes its blocks, the route must still be theirs.

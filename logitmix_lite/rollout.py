@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .decode import Decoder, GraphDecoder
 from .mixture import Mixture, positions
 
 
@@ -76,9 +77,9 @@ def rollout(
     cache = mixture.new_cache()
     last = [h[:, -1] for h in mixture.hidden(ids, mask, positions(mask), cache)]
     expand = source.repeat_interleave(samples)
-    cache.preallocate(expand, max_new_tokens)
     last = [h[expand] for h in last]
-    seen, position = mask[expand], mask.sum(-1)[expand]
+    graph = device.type == "cuda" and GraphDecoder.fits(mixture, cache)
+    decode = (GraphDecoder if graph else Decoder)(mixture, cache, mask, expand, max_new_tokens)
 
     total = len(expand)
     # Uniform numbers are drawn at once and by row, so that a row's text does not depend on its neighbours' lengths.
@@ -104,11 +105,9 @@ def rollout(
             break
         if running <= 0.75 * len(done):  # compacting copies the caches: worth it when a quarter of the rows is finished
             rows = (~done).nonzero().squeeze(-1)
-            cache.select(rows)
-            alive, tokens, seen, position, done = (x[rows] for x in (alive, tokens, seen, position, done))
-        seen = torch.cat([seen, seen.new_ones(len(seen), 1)], -1)
-        hidden = mixture.hidden(tokens[:, None], seen, position[:, None], cache)
-        last, position = [h[:, -1] for h in hidden], position + 1
+            decode.select(rows)
+            alive, tokens, done = alive[rows], tokens[rows], done[rows]
+        last = decode(tokens)
 
     width = int(lengths.max())
     real = (torch.arange(width, device=device) < lengths[:, None]).long()

@@ -1,5 +1,7 @@
 """Rollouts against exact probabilities, against `generate`, and against a loop without caches or batches."""
 
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,7 @@ from scipy.stats import chisquare
 from transformers.cache_utils import DynamicLayer
 
 from logitmix_lite.caches import BufferLayer, MixtureCache
+from logitmix_lite.decode import GraphDecoder
 from logitmix_lite.rollout import completion_logprobs, pad_rows, rollout, sample, token_batches
 
 PROMPTS = [[5, 7, 9, 11, 3], [8, 2], [4, 4, 6]]
@@ -206,6 +209,45 @@ def test_rollout_is_the_same_with_growing_caches(kind, monkeypatch):
     growing = rollout(mixture, PROMPTS, **settings)
     assert texts(buffers) == texts(growing)
     torch.testing.assert_close(buffers.logps, growing.logps, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_steps_of_equal_shapes_give_the_same_rollouts(arch, kind, monkeypatch):
+    """What a GPU records and replays, here without recording: rows end early and leave, prompts are padded."""
+    mixture, made = make_mixture(kind, arch=arch), []
+
+    class Replayed(GraphDecoder):
+        def __init__(self, mixture, cache, *args):
+            assert self.fits(mixture, cache)
+            super().__init__(mixture, cache, *args, record=False)
+            made.append(self.seen.shape)
+
+        def step(self):
+            super().step()
+            made.append(self.seen.shape)
+
+    settings = dict(samples=6, max_new_tokens=12, seed=3, eos=ENDS, keep=True)
+    usual = rollout(mixture, PROMPTS, **settings)
+    monkeypatch.setattr(sys.modules[rollout.__module__], "Decoder", Replayed)
+    ours = rollout(mixture, PROMPTS, **settings)
+    assert torch.equal(ours.completions, usual.completions) and len({len(shape) for shape in made}) == 1
+    assert {width for _, width in made} == {5 + 12} and len({rows for rows, _ in made}) > 1  # one width; rows left
+    torch.testing.assert_close(ours.logps, usual.logps, atol=1e-4, rtol=1e-4)
+    for one, other in zip(ours.kept, usual.kept, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_recorded_step_gives_the_same_rollouts(kind, monkeypatch):
+    mixture = make_mixture(kind).cuda()
+    settings = dict(samples=6, max_new_tokens=12, seed=3, eos=ENDS)
+    replayed = rollout(mixture, PROMPTS, **settings)
+    monkeypatch.setattr(GraphDecoder, "fits", lambda *_: False)
+    usual = rollout(mixture, PROMPTS, **settings)
+    assert torch.equal(replayed.completions, usual.completions)
+    torch.testing.assert_close(replayed.logps, usual.logps, atol=1e-3, rtol=1e-3)
 
 
 @pytest.mark.parametrize("recompute", [False, True])
