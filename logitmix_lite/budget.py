@@ -1,0 +1,140 @@
+"""What a run needs, worked out before a GPU is rented: memory by what holds it, and the time that hardware allows."""
+
+import copy
+from dataclasses import dataclass
+
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PreTrainedConfig
+
+from .mixture import Mixture
+from .models import LORA_LAYERS
+from .rollout import completion_logprobs
+
+SAMPLING = 32  # bytes for each number in [rows, vocabulary] while a token is drawn: logits, log-probs, sums in float64
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One RL step of a mixture of theta and ref. Sizes in tokens; memory in bytes on each GPU; times in seconds.
+
+    config: the model's (`AutoConfig.from_pretrained`). rows: completions on one GPU. samples: completions of a prompt.
+    prompt, new: tokens of a prompt and of a completion. microbatch_tokens: of completions, trained at once. rank: of
+    two LoRA adapters on one backbone; 0 trains a whole model beside a whole frozen one. keep, checkpoint: the preset's
+    `keep_ref_states` and `checkpoint_activations`. shards: GPUs over which the training state is spread."""
+
+    config: PreTrainedConfig
+    rows: int = 128
+    samples: int = 8
+    prompt: int = 200
+    new: int = 1024
+    microbatch_tokens: int = 8192
+    rank: int = 32
+    dtype: torch.dtype = torch.bfloat16
+    keep: bool = True
+    checkpoint: bool = True
+    shards: int = 1
+
+    def memory(self) -> dict[str, float]:
+        """Bytes by what holds them. What is never there at the same time is not added up: see `peak`."""
+        c, size = self.config, self.dtype.itemsize
+        total, trained = parameters(c), adapter_parameters(c, self.rank) if self.rank else parameters(c)
+        block, outside = (per_token * self.microbatch_tokens for per_token in activations(self))
+        layers, tokens, states = c.num_hidden_layers, self.microbatch_tokens, self.microbatch_tokens * c.hidden_size
+        # logits and softmax of a chunk; the states that the head is applied to, and their gradient
+        scoring = 8 * min(tokens * c.vocab_size, 2**24) + 7 * states * size
+        if not self.rank:  # two heads as one, and its gradient in float32
+            scoring += c.vocab_size * c.hidden_size * (2 * size + 16)
+        # recomputed: each block's input, and beside them whichever is larger, the scoring or one block's backward pass
+        stored = layers * states * size + max(scoring, 1.5 * block) if self.checkpoint else layers * block + scoring
+        return {
+            "weights": total * size if self.rank else 2 * total * size,
+            # float32 adapters or master weights, their gradient, and Adam's two averages
+            "training theta": 16 * trained / self.shards,
+            "caches": 2 * self.rows * (self.prompt + self.new) * cache_bytes(c, self.dtype),
+            "drawing tokens": self.rows * c.vocab_size * SAMPLING,
+            "kept states": self.rows * self.new * c.hidden_size * size if self.keep else 0,
+            "activations": stored + outside,
+        }
+
+    def peak(self) -> float:
+        """Bytes in the worst moment: sampling holds caches, training holds activations."""
+        held = self.memory()
+        always = held["weights"] + held["training theta"] + held["kept states"]
+        return always + max(held["caches"] + held["drawing tokens"], held["activations"])
+
+    def seconds(self, flops: float, bandwidth: float) -> dict[str, float]:
+        """The least time on a GPU of `flops` a second (matrix products) and `bandwidth` bytes a second.
+
+        A decoded token reads all weights once for both LoRA policies, and both caches, half full on average. Training
+        takes 2 operations a weight and token forward, 2 backward for the inputs, 2 for the weights if they are trained,
+        and 2 more where activations are recomputed."""
+        c, size, total = self.config, self.dtype.itemsize, parameters(self.config)
+        weights = total * size * (1 if self.rank else 2)
+        cache = 2 * self.rows * (self.prompt + self.new / 2) * cache_bytes(c, self.dtype)
+        prompts = self.rows / self.samples * self.prompt
+        tokens = prompts + self.rows * self.new
+        passes = 4 + (0 if self.rank else 2) + (2 if self.checkpoint else 0) + (0 if self.keep else 2)
+        return {
+            "prefill": 2 * 2 * total * prompts / flops,
+            "decoding": self.new * (weights + cache) / bandwidth,
+            "training": passes * total * tokens / flops,
+        }
+
+
+def parameters(config: PreTrainedConfig) -> int:
+    """Weights of a model, counted on one that holds no numbers."""
+    with torch.device("meta"):
+        return sum(p.numel() for p in AutoModelForCausalLM.from_config(config).parameters())
+
+
+def adapter_parameters(config: PreTrainedConfig, rank: int) -> int:
+    """Weights of one LoRA adapter on all linear layers of the blocks."""
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+        adapted = get_peft_model(model, LoraConfig(r=rank, target_modules=LORA_LAYERS, task_type="CAUSAL_LM"))
+    return sum(p.numel() for name, p in adapted.named_parameters() if "lora_" in name)
+
+
+def cache_bytes(config: PreTrainedConfig, dtype: torch.dtype) -> int:
+    """Keys and values of one token in all layers of one policy."""
+    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return 2 * config.num_hidden_layers * config.num_key_value_heads * head * dtype.itemsize
+
+
+def activations(plan: Plan) -> tuple[float, float]:
+    """Bytes a token of a completion that the backward pass needs: of one block, and of what stands outside the blocks.
+
+    Found by training one and two blocks of the model's width on a few tokens, and adding up what autograd keeps."""
+    one, two = (kept_for_backward(plan, layers) for layers in (1, 2))
+    return two - one, max(0.0, 2 * one - two)
+
+
+def kept_for_backward(plan: Plan, layers: int, new: int = 32) -> float:
+    """Bytes a completion's token that autograd keeps of a model with `layers` blocks, without its head; prompts are as
+    long, beside the completions, as in the plan."""
+    small = copy.deepcopy(plan.config)
+    small.num_hidden_layers, small.vocab_size = layers, 8
+    if getattr(small, "layer_types", None):
+        small.layer_types = small.layer_types[:layers]
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(small, dtype=plan.dtype)
+        if plan.rank:
+            model = get_peft_model(model, LoraConfig(r=plan.rank, target_modules=LORA_LAYERS, task_type="CAUSAL_LM"))
+    model.to_empty(device="cpu")  # only sizes matter, so the weights stay what the memory held
+    weights, kept = {p.untyped_storage().data_ptr() for p in model.parameters()}, {}
+
+    def count(x: Tensor) -> Tensor:
+        kept[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+        return x
+
+    prompt = torch.zeros(1, max(1, round(new * plan.prompt / plan.new)), dtype=torch.long)
+    completions = torch.zeros(plan.samples, new, dtype=torch.long)
+    mixture = Mixture([model], [1.0], adapters=["default"] if plan.rank else None)
+    with torch.autograd.graph.saved_tensors_hooks(count, lambda x: x):
+        completion_logprobs(
+            mixture, prompt, torch.ones_like(prompt), completions, torch.ones_like(completions),
+            place=torch.zeros(plan.samples, dtype=torch.long),
+        )  # fmt: skip
+    return sum(size for place, size in kept.items() if place not in weights) / completions.numel()

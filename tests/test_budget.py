@@ -1,0 +1,86 @@
+"""The calculator against what a run really allocates."""
+
+import pytest
+import torch
+from torch.profiler import profile
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from logitmix_lite import Mixture, rollout
+from logitmix_lite.budget import Plan, adapter_parameters, cache_bytes, parameters
+from logitmix_lite.models import add_lora
+from logitmix_lite.rollout import completion_logprobs
+
+SIZES = dict(hidden_size=192, num_hidden_layers=6, num_attention_heads=6, vocab_size=3000, tie_word_embeddings=True)
+CONFIGS = {
+    "llama": AutoConfig.for_model("llama", **SIZES, intermediate_size=512, num_key_value_heads=3),
+    "qwen2": AutoConfig.for_model("qwen2", **SIZES, intermediate_size=1024, num_key_value_heads=1),
+}
+ROWS, SAMPLES, PROMPT, NEW = 48, 8, 20, 40
+
+
+def peak(work) -> int:
+    """Largest sum of what `work` allocates and has not freed yet, in bytes."""
+    with profile(profile_memory=True) as record:
+        work()
+    live = top = 0
+    for event in record.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            live += event.nbytes()
+            top = max(top, live)
+    return top
+
+
+def pair(config, rank) -> Mixture:
+    torch.manual_seed(0)
+    base = AutoModelForCausalLM.from_config(config)
+    if not rank:
+        ref = AutoModelForCausalLM.from_config(config).requires_grad_(False)
+        return Mixture([base, ref], [0.5, 0.5])
+    model = add_lora(base, rank, 32)
+    model.add_adapter("ref", model.peft_config["theta"])
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(".theta." in name)
+    return Mixture([model], [0.5, 0.5], adapters=["theta", "ref"])
+
+
+@pytest.mark.parametrize("checkpoint", [False, True], ids=["stored", "recomputed"])
+@pytest.mark.parametrize("rank", [8, 0], ids=["lora", "whole"])
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_memory_is_right_within_15_percent(kind, rank, checkpoint):
+    mixture = pair(CONFIGS[kind], rank)
+    plan = Plan(CONFIGS[kind], ROWS, SAMPLES, PROMPT, NEW, ROWS * NEW, rank, torch.float32, checkpoint=checkpoint)
+    held = plan.memory()
+    weights = sum(p.numel() * 4 for name, p in mixture.named_parameters() if "lora_" not in name)
+    assert weights == held["weights"]
+    prompts, made = torch.randint(1, 3000, (ROWS // SAMPLES, PROMPT)).tolist(), []
+
+    def sample():
+        made.append(rollout(mixture, prompts, samples=SAMPLES, max_new_tokens=NEW, eos=[], pad=0, keep=True))
+
+    sampling = held["caches"] + held["drawing tokens"] + held["kept states"]
+    assert peak(sample) == pytest.approx(sampling, rel=0.15)
+    if checkpoint:
+        mixture.checkpoint_activations()
+    [r] = made
+    place = torch.arange(ROWS) // SAMPLES
+
+    def learn():
+        logp = completion_logprobs(
+            mixture, r.prompt_ids, r.prompt_mask, r.completions, r.mask, place=place, kept=r.kept
+        )  # fmt: skip
+        logp.sum().backward()
+
+    learn()  # the gradients stay; they count under training theta
+    assert peak(learn) == pytest.approx(held["activations"], rel=0.15)
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_counts_of_weights_and_caches(kind):
+    config = CONFIGS[kind]
+    mixture = pair(config, 8)
+    assert adapter_parameters(config, 8) == sum(p.numel() for p in mixture.parameters() if p.requires_grad)
+    plain = AutoModelForCausalLM.from_config(config)
+    assert parameters(config) == sum(p.numel() for p in plain.parameters())
+    out = plain(torch.zeros(1, 1, dtype=torch.long), use_cache=True)
+    stored = sum(x.nbytes for layer in out.past_key_values.layers for x in (layer.keys, layer.values))
+    assert cache_bytes(config, torch.float32) == stored
