@@ -6,13 +6,32 @@ from dataclasses import dataclass
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedConfig
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 from .mixture import Mixture
 from .models import LORA_LAYERS
 from .rollout import completion_logprobs
 
 SAMPLING = 32  # bytes for each number in [rows, vocabulary] while a token is drawn: logits, log-probs, sums in float64
+
+# Layers, width, heads, heads of keys and values, width of the MLP, vocabulary, and whether the head is the embedding.
+SIZES = {
+    "smol": ("llama", 30, 576, 9, 3, 1536, 49152, True),
+    "qwen-1.5b": ("qwen2", 28, 1536, 12, 2, 8960, 151936, True),
+    "qwen-3b": ("qwen2", 36, 2048, 16, 2, 11008, 151936, True),
+    "qwen-7b": ("qwen2", 28, 3584, 28, 4, 18944, 152064, False),
+}
+
+
+def shape(preset: str) -> PreTrainedConfig:
+    """The config of a preset's model, to plan with or to fill with random weights, without asking the Hub for it."""
+    if preset not in SIZES:
+        raise ValueError(f"no shape of {preset!r} is written down: choose one of {', '.join(SIZES)}")
+    kind, layers, width, heads, kv, mlp, vocabulary, tied = SIZES[preset]
+    return AutoConfig.for_model(
+        kind, num_hidden_layers=layers, hidden_size=width, num_attention_heads=heads, num_key_value_heads=kv,
+        intermediate_size=mlp, vocab_size=vocabulary, tie_word_embeddings=tied, max_position_embeddings=8192,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -22,7 +41,7 @@ class Plan:
     config: the model's (`AutoConfig.from_pretrained`). rows: completions on one GPU. samples: completions of a prompt.
     prompt, new: tokens of a prompt and of a completion. microbatch_tokens: of completions, trained at once. rank: of
     two LoRA adapters on one backbone; 0 trains a whole model beside a whole frozen one. keep, checkpoint: the preset's
-    `keep_ref_states` and `checkpoint_activations`. shards: GPUs over which the training state is spread."""
+    `keep_ref_states` and `checkpoint_activations`."""
 
     config: PreTrainedConfig
     rows: int = 128
@@ -34,7 +53,6 @@ class Plan:
     dtype: torch.dtype = torch.bfloat16
     keep: bool = True
     checkpoint: bool = True
-    shards: int = 1
 
     def memory(self) -> dict[str, float]:
         """Bytes by what holds them. What is never there at the same time is not added up: see `peak`."""
@@ -51,7 +69,7 @@ class Plan:
         return {
             "weights": total * size if self.rank else 2 * total * size,
             # float32 adapters or master weights, their gradient, and Adam's two averages
-            "training theta": 16 * trained / self.shards,
+            "training theta": 16 * trained,
             "caches": 2 * self.rows * (self.prompt + self.new) * cache_bytes(c, self.dtype),
             "drawing tokens": self.rows * c.vocab_size * SAMPLING,
             "kept states": self.rows * self.new * c.hidden_size * size if self.keep else 0,

@@ -43,9 +43,9 @@ def pair(config, rank) -> Mixture:
     return Mixture([model], [0.5, 0.5], adapters=["theta", "ref"])
 
 
-@pytest.mark.parametrize("checkpoint", [False, True], ids=["stored", "recomputed"])
-@pytest.mark.parametrize("rank", [8, 0], ids=["lora", "whole"])
-@pytest.mark.parametrize("kind", CONFIGS)
+@pytest.mark.parametrize(
+    "kind, rank, checkpoint", [("llama", 8, False), ("llama", 0, True), ("qwen2", 8, True), ("qwen2", 0, False)]
+)
 def test_memory_is_right_within_15_percent(kind, rank, checkpoint):
     mixture = pair(CONFIGS[kind], rank)
     plan = Plan(CONFIGS[kind], ROWS, SAMPLES, PROMPT, NEW, ROWS * NEW, rank, torch.float32, checkpoint=checkpoint)

@@ -15,22 +15,14 @@ import time
 
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LogitsProcessor, Qwen2Config
+from transformers import AutoModelForCausalLM, AutoTokenizer, LogitsProcessor
 
-from logitmix_lite import Mixture, grade, load_task, rollout, token_logprobs
+from logitmix_lite import Mixture, budget, grade, load_task, rollout, token_logprobs
 from logitmix_lite.models import LORA_LAYERS, default_device, locate
 from logitmix_lite.rollout import completion_logprobs
 from logitmix_lite.tasks import encode_prompt
 
 PROMPTS, SAMPLES, NEW, RANK = 8, 8, 48, 16
-SMOL = dict(
-    vocab_size=49152, hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9,
-    num_key_value_heads=3, tie_word_embeddings=True,
-)  # fmt: skip
-QWEN = dict(
-    vocab_size=151936, hidden_size=1536, intermediate_size=8960, num_hidden_layers=28, num_attention_heads=12,
-    num_key_value_heads=2, tie_word_embeddings=True, max_position_embeddings=32768,
-)  # fmt: skip
 
 
 def load(shape: str):
@@ -40,8 +32,7 @@ def load(shape: str):
     if shape == "smol" and fetched():
         model = AutoModelForCausalLM.from_pretrained(locate("smol"), dtype=dtype)
     else:
-        config = LlamaConfig(**SMOL) if shape == "smol" else Qwen2Config(**QWEN)
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        model = AutoModelForCausalLM.from_config(budget.shape(shape), dtype=dtype)
     return model.to(default_device()).eval()
 
 
