@@ -41,7 +41,7 @@ class Plan:
     config: the model's (`AutoConfig.from_pretrained`). rows: completions on one GPU. samples: completions of a prompt.
     prompt, new: tokens of a prompt and of a completion. microbatch_tokens: of completions, trained at once. rank: of
     two LoRA adapters on one backbone; 0 trains a whole model beside a whole frozen one. keep, checkpoint: the preset's
-    `keep_ref_states` and `checkpoint_activations`."""
+    `keep_ref_states` and `checkpoint_activations`. shards: GPUs over which `--shard` spreads what is trained."""
 
     config: PreTrainedConfig
     rows: int = 128
@@ -53,6 +53,7 @@ class Plan:
     dtype: torch.dtype = torch.bfloat16
     keep: bool = True
     checkpoint: bool = True
+    shards: int = 1
 
     def memory(self) -> dict[str, float]:
         """Bytes by what holds them. What is never there at the same time is not added up: see `peak`."""
@@ -69,7 +70,7 @@ class Plan:
         return {
             "weights": total * size if self.rank else 2 * total * size,
             # float32 adapters or master weights, their gradient, and Adam's two averages
-            "training theta": 16 * trained,
+            "training theta": 16 * trained / self.shards,
             "caches": 2 * self.rows * (self.prompt + self.new) * cache_bytes(c, self.dtype),
             "drawing tokens": self.rows * c.vocab_size * SAMPLING,
             "kept states": self.rows * self.new * c.hidden_size * size if self.keep else 0,

@@ -91,6 +91,7 @@ class Mixture(PreTrainedModel, GenerationMixin):
         self.models = [m.get_base_model() if isinstance(m, PeftModel) else m for m in members] * (
             count if adapters else 1
         )
+        self.bodies = [model.base_model for model in self.models]  # what `shard` replaces
         for model in self.models:
             if any(getattr(model.config, name, None) for name in NONLINEAR_HEADS):
                 raise ValueError(f"{type(model).__name__} changes its logits after the output matrix: not supported")
@@ -174,7 +175,7 @@ class Mixture(PreTrainedModel, GenerationMixin):
                 block.forward = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False)
 
     def _body(self, k: int, inputs: dict, cache: Cache | None) -> Tensor:
-        return self.models[k].base_model(**inputs, past_key_values=cache, use_cache=cache is not None)[0]
+        return self.bodies[k](**inputs, past_key_values=cache, use_cache=cache is not None)[0]
 
     def combine(self, hidden: list[Tensor]) -> Tensor:
         """Mixed logits `[..., V]` from the members' hidden states. Equal heads are applied once, to the mixed state."""
@@ -263,8 +264,10 @@ class Mixture(PreTrainedModel, GenerationMixin):
     def get_input_embeddings(self):
         return self.models[0].get_input_embeddings()
 
-    def save_pretrained(self, save_directory, **kwargs):
-        """Write `config.json` and the members: whole models, or LoRA adapters beside the name of their backbone."""
+    def save_pretrained(self, save_directory, states: list[dict] | None = None, **kwargs):
+        """Write `config.json` and the members: whole models, or LoRA adapters beside the name of their backbone.
+
+        states: the members' weights, where they are not at hand in the members themselves."""
         directory = Path(save_directory)
         directory.mkdir(parents=True, exist_ok=True)
         self.config.save_pretrained(directory)
@@ -275,7 +278,7 @@ class Mixture(PreTrainedModel, GenerationMixin):
             self.members[0].save_pretrained(directory, selected_adapters=names, **kwargs)
             return
         for k, member in enumerate(self.members):
-            member.save_pretrained(directory / f"member_{k}", **kwargs)
+            member.save_pretrained(directory / f"member_{k}", state_dict=states and states[k], **kwargs)
 
     @classmethod
     def from_pretrained(cls, path, *args, config=None, backbone=None, **kwargs):

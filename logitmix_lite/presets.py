@@ -36,18 +36,19 @@ class Preset:
     temperature: float = _number(1.0, "sampling temperature")
     # learning
     steps: int = _number(60, "RL steps")
-    lr: float = _number(5e-5, "learning rate of Adam, constant")
+    lr: float = _number(2e-4, "learning rate of Adam, constant")
     epochs: int = _number(1, "optimiser steps on each batch of rollouts")
     microbatch_tokens: int = _number(8192, "tokens in one forward and backward pass; changes memory, not the result")
     keep_ref_states: bool = _number(True, "keep ref's hidden states from sampling: training then runs theta alone")
     checkpoint_activations: bool = _number(False, "recompute activations in the backward pass: less memory, more time")
+    shard: bool = _number(False, "whole models only: spread weights and optimiser over the processes (FSDP)")
     clip: float = _number(0.2, "the ratio is clipped to 1 - clip, 1 + clip")
     max_grad_norm: float = _number(1.0, "gradients are scaled down to this norm")
     alpha: float = _number(0.5, "weight of the reference in the mixture (adaptive: the first step's)")
     beta: float = _number(0.04, "weight of the KL term of grpo-kl")
     # adaptive alpha, equation 9
-    offset: float = _number(0.0, "m0: the net gain at which alpha is 1/2")
-    scale: float = _number(0.1, "tau: how fast alpha follows the net gain")
+    offset: float = _number(0.5, "m0: the net gain at which alpha is 1/2")
+    scale: float = _number(0.5, "tau: how fast alpha follows the net gain")
     smoothing: float = _number(1.0, "eta: share of the new value in alpha; 1 is the paper's case")
     # evaluation
     eval_every: int = _number(20, "steps between evaluations of the test problems (also first and last)")
@@ -152,5 +153,7 @@ def check(preset: Preset) -> None:
     for f in fields(preset):
         if f.type is int and f.name not in ("lora_rank", "steps", "sft_steps") and getattr(preset, f.name) < 1:
             raise ValueError(f"{f.name} must be at least 1, got {getattr(preset, f.name)}")
+    if preset.shard and preset.lora_rank:
+        raise ValueError("shard spreads a whole model: take --lora-rank 0, or leave --shard out")
     if preset.samples < 2:
         raise ValueError("samples must be at least 2: an advantage compares the completions of one prompt")

@@ -16,6 +16,7 @@ STYLES = {
     "fixed-0.25": ("#3f7fd1", (0, (4, 1)), "<"),
     "fixed-0.75": ("#7fb2e5", (0, (2, 1)), ">"),
     "adaptive": ("#1b9e77", "--", "s"),
+    "adaptive-steep": ("#6fd0b0", (0, (2, 2)), "h"),
     "prob": ("#8c6bb1", ":", "^"),
     "base-anchor": ("#66a61e", (0, (5, 1, 1, 1)), "P"),
     "grpo-kl": ("#e6862e", "-.", "D"),
@@ -29,7 +30,7 @@ STYLES = {
 FIGURES = {
     "figures 2 to 5: fixed mixing and KL-GRPO": ["fixed", "grpo-kl", "grpo-kl-0.01", "grpo-kl-0.1"],
     "figure 3: GRPO without KL": ["fixed", "grpo-anchor", "grpo"],
-    "figure 6: fixed and adaptive": ["fixed", "adaptive"],
+    "figure 6: fixed and adaptive": ["fixed", "adaptive", "adaptive-steep"],
     "figure 8: the anchor": ["fixed", "base-anchor"],
     "figure 9: logit and probability mixing": ["fixed", "prob"],
     "the weight of the anchor": ["fixed", "fixed-0.25", "fixed-0.75"],

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import platform
 import shutil
 from collections.abc import Callable
 from importlib.metadata import version
@@ -11,6 +12,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
+
+from .shard import like, whole
 
 PACKAGES = ("torch", "transformers", "peft", "numpy")
 
@@ -35,16 +38,16 @@ class Run:
             raise ValueError(f"{self.folder} is not empty: choose another --out, or go on with that run by --resume")
         self.folder.mkdir(parents=True, exist_ok=True)
         if not path.exists():
-            versions = {name: version(name) for name in PACKAGES}
-            _replace(path, lambda tmp: tmp.write_text(json.dumps(config | {"versions": versions}, indent=2) + "\n"))
+            made_by = {"versions": {name: version(name) for name in PACKAGES}, "hardware": hardware()}
+            _replace(path, lambda tmp: tmp.write_text(json.dumps(config | made_by, indent=2) + "\n"))
 
     def _check_same(self, path: Path, config: dict) -> None:
         if not path.exists():
             raise ValueError(f"{self.folder} holds no run to resume (no config.json)")
         saved = json.loads(path.read_text())
-        # as JSON gives them back; how long a run is may change when it is resumed
+        # as JSON gives them back; how long a run is, and over what it is spread, may change when it is resumed
         for name, value in json.loads(json.dumps(config)).items():
-            if name != "steps" and saved.get(name) != value:
+            if name not in ("steps", "shard") and saved.get(name) != value:
                 raise ValueError(f"{self.folder} was started with {name} = {saved.get(name)!r}, not {value!r}")
 
     def restore(self, parameters: dict[str, Tensor], optimizer: torch.optim.Optimizer) -> dict:
@@ -57,7 +60,10 @@ class Run:
         state = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
         with torch.no_grad():
             for name, parameter in parameters.items():
-                parameter.copy_(state["parameters"][name])
+                parameter.copy_(like(state["parameters"][name], parameter))
+        averages, owners = state["optimizer"]["state"], list(parameters.values())
+        for place, saved in averages.items():
+            averages[place] = {name: like(value, owners[place]) for name, value in saved.items()}
         optimizer.load_state_dict(state["optimizer"])
         torch.set_rng_state(state["random"])
         self._keep_metrics(state["step"])
@@ -65,10 +71,10 @@ class Run:
 
     def save(self, step: int, parameters: dict[str, Tensor], optimizer: torch.optim.Optimizer, **more) -> None:
         """Replace the checkpoint. If that fails, the old one stays whole."""
+        state = {"step": step, "parameters": whole(parameters), "optimizer": whole(optimizer.state_dict()), **more}
         if not self.main:
             return
-        state = {"step": step, "parameters": {name: p.detach() for name, p in parameters.items()}, **more}
-        state |= {"optimizer": optimizer.state_dict(), "random": torch.get_rng_state()}
+        state["random"] = torch.get_rng_state()
         _replace(self.checkpoint, lambda tmp: torch.save(state, tmp))
 
     def log(self, line: dict) -> None:
@@ -100,6 +106,14 @@ class Run:
             return
         lines = [line for line in read_metrics(self.folder) if line["step"] <= last_step]
         _replace(self.metrics, lambda tmp: tmp.write_text("".join(json.dumps(line) + "\n" for line in lines)))
+
+
+def hardware() -> str:
+    """What computes: the GPU's name, or the kind of CPU and its threads."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    kind = torch.backends.cpu.get_cpu_capability()
+    return f"CPU, {platform.machine()} with {kind}, {torch.get_num_threads()} threads"
 
 
 def read_config(folder: str | Path) -> dict:

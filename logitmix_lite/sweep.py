@@ -30,6 +30,7 @@ ARMS = {
     "fixed-0.25": Arm("fixed", "fixed mixing, alpha 0.25", settings={"alpha": 0.25}),
     "fixed-0.75": Arm("fixed", "fixed mixing, alpha 0.75", settings={"alpha": 0.75}),
     "adaptive": Arm("adaptive", "adaptive mixing"),
+    "adaptive-steep": Arm("adaptive", "adaptive mixing, offset 0, scale 0.1", settings={"offset": 0.0, "scale": 0.1}),
     "prob": Arm("prob", "probability mixing"),
     "base-anchor": Arm("fixed", "fixed mixing, anchored by base", settings={"anchor": "base"}),
     "grpo-kl": Arm("grpo-kl", "KL-GRPO from the anchor"),

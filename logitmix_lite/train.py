@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 
@@ -19,6 +20,7 @@ from .rewards import Grade, grade_all
 from .rollout import Rollouts, check_prompts, completion_logprobs, rollout, token_batches
 from .runs import Run, batch_indices
 from .schedules import Adaptive, Fixed
+from .shard import gathered, local, shard, sharded, whole
 from .tasks import encode_prompt
 
 
@@ -84,11 +86,16 @@ def train(
         average_with_base(mixture, preset.base)
     if preset.checkpoint_activations:
         mixture.checkpoint_activations()
+    frozen = frozen_fingerprint(mixture)
+    if preset.shard:
+        shard(mixture, getattr(torch, preset.dtype) if preset.dtype != "auto" else mixture.dtype)
+    elif any(p.dtype.itemsize < 4 for p in trainable(mixture).values()):
+        raise ValueError("small updates vanish in 16-bit weights: add --shard, --dtype float32, or a --lora-rank")
     prompts = [encode_prompt(tokenizer, p.question, task.instruction) for p in task.train + task.validation + task.test]
     check_prompts(mixture, prompts, preset.max_new_tokens)
     settings = asdict(preset)
     config = {"command": "train", "preset": settings.pop("name"), "method": method, "seed": seed, "init": init}
-    config |= settings | {"frozen": frozen_fingerprint(mixture)} | ({"rows": task.counts} if task.counts else {})
+    config |= settings | {"frozen": frozen} | ({"rows": task.counts} if task.counts else {})
     run = Run(out, config, resume, ranks.main)
     ranks.wait()
     try:
@@ -112,7 +119,7 @@ class Trainer:
             Adaptive(alpha, preset.offset, preset.scale, preset.smoothing) if method.adaptive else Fixed(alpha)
         )
         self.parameters = trainable(mixture)
-        self.start = [p.detach().to("cpu", copy=True) for p in self.parameters.values()]
+        self.start = [local(p).detach().to("cpu", copy=True) for p in self.parameters.values()]
         self.optimizer = torch.optim.AdamW(self.parameters.values(), lr=preset.lr, weight_decay=0)
 
     def run(self) -> dict:
@@ -137,7 +144,8 @@ class Trainer:
             shown = {name: f"{line[name]:.3f}" for name in ("reward", "accuracy") if line.get(name) is not None}
             bar.set_postfix(shown | {"alpha": f"{line['alpha']:.2f}"})
         run.write("grades.json", self.final_grades())
-        run.finish(self.mixture.save_pretrained, self.tokenizer.save_pretrained)
+        states = [whole(m.state_dict()) for m in self.mixture.members] if sharded(self.mixture) else None
+        run.finish(partial(self.mixture.save_pretrained, states=states), self.tokenizer.save_pretrained)
         self.ranks.wait()
         return line
 
@@ -178,12 +186,13 @@ class Trainer:
 
     def rollout(self, problems, step: int, samples: int | None = None) -> Rollouts:
         prompts = [encode_prompt(self.tokenizer, p.question, self.task.instruction) for p in problems]
-        return rollout(
-            self.mixture, prompts, samples=samples or self.preset.samples, max_new_tokens=self.preset.max_new_tokens,
-            temperature=self.preset.temperature, seed=[self.seed, step],
-            eos=self.tokenizer.eos_token_id, pad=self.tokenizer.pad_token_id, keep=self.preset.keep_ref_states,
-            skip=self.ranks.rank * len(problems) * (samples or self.preset.samples),
-        )  # fmt: skip
+        with gathered(self.mixture):
+            return rollout(
+                self.mixture, prompts, samples=samples or self.preset.samples, seed=[self.seed, step],
+                max_new_tokens=self.preset.max_new_tokens, temperature=self.preset.temperature,
+                eos=self.tokenizer.eos_token_id, pad=self.tokenizer.pad_token_id, keep=self.preset.keep_ref_states,
+                skip=self.ranks.rank * len(problems) * (samples or self.preset.samples),
+            )  # fmt: skip
 
     def update(self, rollouts: Rollouts, advantages: Tensor) -> dict:
         """`preset.epochs` optimiser steps on one batch of rollouts. Microbatches sum to the loss of the whole batch."""
@@ -192,6 +201,9 @@ class Trainer:
         used = torch.arange(len(advantages), device=advantages.device)
         used = used if self.beta else advantages.nonzero().squeeze(-1)
         batches = self.microbatches(rollouts, used)
+        # gradients of shards are averaged over ranks, in lockstep: ranks with fewer batches add some that weigh nothing
+        spread, real = (self.ranks.count if sharded(self.mixture) else 1), len(batches)
+        batches += [torch.arange(1, device=used.device)] * (int(self.ranks.max(real)) - real if spread > 1 else 0)
         ref_logp = self.reference_logprobs(rollouts, batches) if self.beta else None
         metrics = {"loss": 0.0, "kl": None, "grad_norm": None, "clip_fraction": 0.0, "logp_gap": 0.0}
         [used_tokens] = self.ranks.sum(rollouts.mask[used].sum().item())
@@ -201,23 +213,25 @@ class Trainer:
             return metrics | {"logp_gap": self.ranks.max((logp - rollouts.logps[:1]).abs().max().item())}
         for epoch in range(preset.epochs):
             loss, kl, clipped, gap = 0.0, 0.0, 0.0, 0.0
-            for rows in batches:
+            for place, rows in enumerate(batches):
                 logp, old, mask = self.logprobs(rollouts, rows), rollouts.logps[rows], rollouts.mask[rows]
-                part = grpo_loss(logp, old, advantages[rows], mask, preset.clip) * len(rows) / total
+                weight = float(place < real)
+                part = grpo_loss(logp, old, advantages[rows], mask, preset.clip) * len(rows) / total * weight
                 if self.beta:
-                    k3 = sequence_mean(kl_k3(logp, ref_logp[rows]), mask).sum() / total
+                    k3 = sequence_mean(kl_k3(logp, ref_logp[rows]), mask).sum() / total * weight
                     part, kl = part + self.beta * k3, kl + k3.item()
                 if part.requires_grad:  # at alpha = 1 the policy is ref, and theta gets no gradient
-                    part.backward()
+                    (spread * part).backward()
                 loss += part.item()
                 with torch.no_grad():
                     moved = (logp - old).exp() - 1
                     binds = (moved * advantages[rows].sign()[:, None] > preset.clip) & mask.bool()
-                    clipped += binds.sum().item() / used_tokens
+                    clipped += weight * binds.sum().item() / used_tokens
                     gap = max(gap, (logp - old).abs().max().item())
-            self.ranks.sum_gradients(self.parameters.values())
+            if spread == 1:
+                self.ranks.sum_gradients(self.parameters.values())
             loss, kl, clipped = self.ranks.sum(loss, kl, clipped)
-            norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), preset.max_grad_norm)
+            norm = whole(torch.nn.utils.clip_grad_norm_(self.parameters.values(), preset.max_grad_norm))
             self.optimizer.step()
             self.optimizer.zero_grad()
             if epoch == 0:  # theta is still the policy that sampled
@@ -267,10 +281,11 @@ class Trainer:
     def grades(self, problems) -> list[Grade]:
         """Grades of greedy decodes; each rank decodes its share."""
         mine = problems[self.ranks.rank :: self.ranks.count]
-        found = mine and evaluate(
-            self.mixture, self.tokenizer, mine, instruction=self.task.instruction,
-            max_new_tokens=self.preset.max_new_tokens, batch=self.preset.eval_batch,
-        ).grades  # fmt: skip
+        with gathered(self.mixture):
+            found = mine and evaluate(
+                self.mixture, self.tokenizer, mine, instruction=self.task.instruction,
+                max_new_tokens=self.preset.max_new_tokens, batch=self.preset.eval_batch,
+            ).grades  # fmt: skip
         shares = self.ranks.gather(found)
         return [shares[k % self.ranks.count][k // self.ranks.count] for k in range(len(problems))]
 
@@ -278,12 +293,13 @@ class Trainer:
         """Rates of greedy decodes of the test problems; how far theta has moved, and how far it is from ref."""
         found = self.grades(self.task.test)
         pairs = zip(self.parameters.values(), self.start, strict=True)
-        moved = sum((now.detach().cpu() - before).square().sum() for now, before in pairs)
+        moved = sum((local(now).detach().cpu() - before).square().sum() for now, before in pairs).item()
+        [moved] = self.ranks.sum(moved) if sharded(self.mixture) else [moved]
         return {
             "accuracy": fmean(g.correct for g in found),
             "test_format_rate": fmean(g.formatted for g in found),
             "test_number_rate": fmean(g.number for g in found),
-            "distance": moved.item() ** 0.5,
+            "distance": moved**0.5,
             "kl_theta_ref": self.kl_theta_ref() if len(self.mixture.weights) == 2 else None,
         }
 
