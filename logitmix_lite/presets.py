@@ -4,6 +4,8 @@ from dataclasses import dataclass, field, fields, replace
 
 from .tasks import Task, load_task, normalised
 
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
 
 def _number(default, help: str):
     return field(default=default, metadata={"help": help})
@@ -19,7 +21,9 @@ class Preset:
     anchor: str = _number("tiny-anchor", "the reference: an SFT model or LoRA adapter made by `sft`, or `base`")
     lora_rank: int = _number(0, "rank of the LoRA adapters; 0 trains all weights")
     lora_alpha: int = _number(32, "LoRA scale is lora_alpha / lora_rank")
-    dtype: str = _number("auto", "float32, bfloat16, float16, or auto: float32 on a CPU, else what the GPU does best")
+    dtype: str = _number(
+        "auto", "float32, bfloat16, float16, or auto: float32 on a CPU, else the 16 bits that the GPU does best"
+    )
     # problems
     task: str = _number(
         "chain", "problems: chain, words, math, cn_k12, mmlu, gsm8k, or a file.jsonl (question, answer)"
@@ -76,7 +80,7 @@ class Preset:
 
 
 PRESETS = {
-    "tiny": Preset("tiny"),
+    "tiny": Preset("tiny", dtype="float32"),
     "smol": Preset(
         "smol",
         base="smol",
@@ -153,6 +157,8 @@ def check(preset: Preset) -> None:
     for f in fields(preset):
         if f.type is int and f.name not in ("lora_rank", "steps", "sft_steps") and getattr(preset, f.name) < 1:
             raise ValueError(f"{f.name} must be at least 1, got {getattr(preset, f.name)}")
+    if preset.dtype not in DTYPES:
+        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {preset.dtype!r}")
     if preset.shard and preset.lora_rank:
         raise ValueError("shard spreads a whole model: take --lora-rank 0, or leave --shard out")
     if preset.samples < 2:

@@ -86,7 +86,8 @@ def report(folder: str | Path, out: str | Path) -> Path:
     else:
         draw("accuracy", runs)
     for name, label in {"reward": "reward of the rollouts", "entropy": "entropy, nats a token"}.items():
-        draw(name, runs, name, label)
+        if name in runs:  # not where no run has made a step
+            draw(name, runs, name, label)
     if (runs["method"] == "adaptive").any():
         draw("alpha", runs[runs["method"] == "adaptive"], "alpha", "alpha, weight of the reference (figure 7)")
     for rate, what in {"correct": "right means right and boxed", "number": "right means boxed or not"}.items():

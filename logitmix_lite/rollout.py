@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .decode import Decoder, GraphDecoder
 from .mixture import Mixture, positions
+from .shard import sharded
 
 
 @dataclass
@@ -78,7 +79,7 @@ def rollout(
     last = [h[:, -1] for h in mixture.hidden(ids, mask, positions(mask), cache)]
     expand = source.repeat_interleave(samples)
     last = [h[expand] for h in last]
-    graph = device.type == "cuda" and GraphDecoder.fits(mixture, cache)
+    graph = device.type == "cuda" and GraphDecoder.fits(mixture, cache) and not sharded(mixture)
     decode = (GraphDecoder if graph else Decoder)(mixture, cache, mask, expand, max_new_tokens)
 
     total = len(expand)

@@ -1,4 +1,4 @@
-"""A run is a folder: config.json, metrics.jsonl, checkpoint.pt while it lasts, and final/ when it is done."""
+"""A run is a folder: config.json, metrics.jsonl, checkpoint.pt, at the end grades.json and final/ with the model."""
 
 import hashlib
 import json
@@ -15,6 +15,12 @@ from torch import Tensor
 
 from .shard import like, whole
 
+# These may change when a run goes on: how long it is, how often it looks and saves, and what its computation takes of
+# memory and processes (the results then agree up to rounding).
+FREE = (
+    "steps", "eval_every", "save_every", "shard", "microbatch_tokens", "eval_batch", "keep_ref_states",
+    "checkpoint_activations",
+)  # fmt: skip
 PACKAGES = ("torch", "transformers", "peft", "numpy")
 
 
@@ -22,7 +28,7 @@ class Run:
     """Writes a run so that it can be killed at any moment and resumed: what is on disk is always a whole step.
 
     main: of several processes, whether this is the one that writes.
-    config: everything that decides the result; resuming with another one is refused.
+    config: everything that decides the result; resuming with another one is refused, up to what is `FREE`.
     Raises ValueError where the folder holds another run, or none to resume."""
 
     def __init__(self, out: str | Path, config: dict, resume: bool = False, main: bool = True):
@@ -32,23 +38,26 @@ class Run:
         path = self.folder / "config.json"
         if not main:
             return
+        made_by = {"versions": {name: version(name) for name in PACKAGES}, "hardware": hardware()}
         if resume:
-            self._check_same(path, config)
+            made_by = self._check_same(path, config)
         elif self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
             raise ValueError(f"{self.folder} is not empty: choose another --out, or go on with that run by --resume")
         self.folder.mkdir(parents=True, exist_ok=True)
-        if not path.exists():
-            made_by = {"versions": {name: version(name) for name in PACKAGES}, "hardware": hardware()}
-            _replace(path, lambda tmp: tmp.write_text(json.dumps(config | made_by, indent=2) + "\n"))
+        _replace(path, lambda tmp: tmp.write_text(json.dumps(config | made_by, indent=2) + "\n"))
 
-    def _check_same(self, path: Path, config: dict) -> None:
+    def _check_same(self, path: Path, config: dict) -> dict:
+        """Refuse another config than the saved one, and fewer steps than were done; return what is saved beside it."""
         if not path.exists():
             raise ValueError(f"{self.folder} holds no run to resume (no config.json)")
         saved = json.loads(path.read_text())
-        # as JSON gives them back; how long a run is, and over what it is spread, may change when it is resumed
-        for name, value in json.loads(json.dumps(config)).items():
-            if name not in ("steps", "shard") and saved.get(name) != value:
+        for name, value in json.loads(json.dumps(config)).items():  # as JSON gives them back
+            if name not in FREE and saved.get(name) != value:
                 raise ValueError(f"{self.folder} was started with {name} = {saved.get(name)!r}, not {value!r}")
+        done = max((line["step"] for line in read_metrics(self.folder)), default=0)
+        if config.get("steps", done) < done:
+            raise ValueError(f"{self.folder} has done {done} steps already, more than {config['steps']}")
+        return {name: value for name, value in saved.items() if name not in config}
 
     def restore(self, parameters: dict[str, Tensor], optimizer: torch.optim.Optimizer) -> dict:
         """Put back the last checkpoint and return its `step` and what else was saved; step -1 where there is none.

@@ -21,8 +21,8 @@ class Adaptive:
     offset, scale: m0 and tau of equation 9. smoothing: eta, the share of the new value; 1 is the paper's case."""
 
     alpha: float
-    offset: float = 0.0
-    scale: float = 0.1
+    offset: float = 0.5
+    scale: float = 0.5
     smoothing: float = 1.0
 
     def update(self, mixed: Sequence[bool], theta: Sequence[bool]) -> dict[str, float]:

@@ -8,7 +8,16 @@ import torch
 from tqdm import tqdm
 
 from .mixture import Mixture
-from .models import add_lora, load_model, load_tokenizer, save_policy, trainable
+from .models import (
+    add_lora,
+    check_precision,
+    clip_gradients,
+    load_model,
+    load_tokenizer,
+    loss_scale,
+    save_policy,
+    trainable,
+)
 from .presets import Preset, load_preset
 from .ranks import Ranks
 from .rollout import completion_logprobs, pad_rows, token_batches
@@ -23,6 +32,8 @@ def sft(preset: Preset | str, out: str | Path, seed: int = 0, resume: bool = Fal
     preset = load_preset(preset) if isinstance(preset, str) else preset
     if Ranks().count > 1:
         raise ValueError("sft runs as one process: start it without `accelerate launch`")
+    if seed < 0:
+        raise ValueError(f"seed must not be negative, got {seed}")
     tokenizer = load_tokenizer(preset.base)
     task = preset.demonstrations()
     demos = [encode_demo(tokenizer, problem, task.instruction) for problem in task.train]
@@ -35,9 +46,10 @@ def sft(preset: Preset | str, out: str | Path, seed: int = 0, resume: bool = Fal
         mixture = Mixture([model], [1.0])
     if preset.checkpoint_activations:
         mixture.checkpoint_activations()
-    settings = {
-        name: getattr(preset, name) for name in vars(preset) if name.startswith(("sft_", "base", "lora", "dtype"))
-    }
+    check_precision(mixture)
+    # the task of RL counts too: its test problems are never among the demonstrations
+    decides = ("sft_", "base", "lora", "dtype", "task", "data", "where", "validation_size", "test_size")
+    settings = {name: value for name, value in vars(preset).items() if name.startswith(decides)}
     run = Run(out, {"command": "sft", "preset": preset.name, "seed": seed} | settings, resume)
     fit(
         mixture,
@@ -49,6 +61,7 @@ def sft(preset: Preset | str, out: str | Path, seed: int = 0, resume: bool = Fal
         seed=seed,
         microbatch_tokens=preset.microbatch_tokens,
         pad=tokenizer.pad_token_id,
+        save_every=preset.save_every,
     )
     run.finish(lambda folder: save_policy(model, folder, preset.base), tokenizer.save_pretrained)
     return run.final
@@ -65,12 +78,13 @@ def fit(
     seed: int,
     microbatch_tokens: int,
     pad: int,
+    save_every: int = 1,
 ) -> None:
     """Minimise the mean negative log-likelihood of the demos' completion tokens (prompts are read, not trained).
 
     demos: pairs of prompt and completion token ids. The learning rate rises over the first tenth of the steps,
     then falls to 0 along a cosine."""
-    parameters = trainable(mixture)
+    parameters, scale = trainable(mixture), loss_scale(mixture)
     optimizer = torch.optim.AdamW(parameters.values(), lr=lr, betas=(0.9, 0.95), weight_decay=0)
     first = max(0, run.restore(parameters, optimizer)["step"]) + 1
     for step in tqdm(range(first, steps + 1), initial=first - 1, total=steps, desc="sft", unit="step"):
@@ -84,10 +98,11 @@ def fit(
             batch_ids = (*pad_rows(prompts, pad, left=True), *pad_rows(completions, pad))
             logp = completion_logprobs(mixture, *(x.to(mixture.device) for x in batch_ids))
             part = -logp.sum() / tokens
-            part.backward()
+            (scale * part).backward()
             loss += part.item()
-        norm = torch.nn.utils.clip_grad_norm_(parameters.values(), 1.0)
+        norm = clip_gradients(parameters.values(), 1.0, scale)
         optimizer.step()
         optimizer.zero_grad()
         run.log({"step": step, "loss": loss, "grad_norm": norm.item(), "tokens": tokens})
-        run.save(step, parameters, optimizer)
+        if step % save_every == 0 or step == steps:
+            run.save(step, parameters, optimizer)

@@ -11,7 +11,7 @@ from threading import Event
 from tqdm import tqdm
 
 from .presets import PRESETS, Preset, load_preset
-from .runs import read_metrics
+from .runs import FREE, read_config, read_metrics
 from .train import METHODS, check_flags
 
 
@@ -46,7 +46,8 @@ def sweep(preset: Preset, arms: list[str], seeds: list[int], out: str | Path, jo
     """Train every arm with every seed, `jobs` runs at a time, each in a process of its own: `out/ARM-seedN`.
 
     Runs that are finished are kept, runs that were cut short go on. A run that fails does not stop the others.
-    Raises ValueError for an arm that does not exist, before anything starts, and OSError where runs failed."""
+    Raises ValueError for an arm that does not exist, or a run there that was made with other settings, before anything
+    starts, and OSError where runs failed."""
     for name in arms:
         if name not in ARMS:
             raise ValueError(f"unknown arm {name!r}: choose of {', '.join(ARMS)}, or `all`")
@@ -54,8 +55,8 @@ def sweep(preset: Preset, arms: list[str], seeds: list[int], out: str | Path, jo
         raise ValueError(f"jobs must be at least 1, got {jobs}")
     # seed by seed: a grid that is stopped halfway has compared every arm
     grid = {Path(out) / f"{name}-seed{seed}": (name, seed) for seed in seeds for name in arms}
+    commands = {folder: command(preset, *grid[folder], folder) for folder in grid}
     todo = [folder for folder in grid if not (folder / "final").exists()]
-    commands = {folder: command(preset, *grid[folder], folder) for folder in todo}
     logs, stopped = Path(out) / "logs", Event()
     logs.mkdir(parents=True, exist_ok=True)
     threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs)), "TQDM_DISABLE": "1"}
@@ -95,7 +96,11 @@ def command(preset: Preset, name: str, seed: int, folder: Path) -> list[str]:
     for field_, used in (("alpha", how.mixes), ("beta", how.kl)):
         if not used:
             chosen.pop(field_, None)
-    load_preset(preset.name, **chosen)
+    wanted, made = vars(load_preset(preset.name, **chosen)), read_config(folder)
+    free = {"name", *FREE} - ({"steps"} if (folder / "final").exists() else set())
+    for field_, value in wanted.items():
+        if field_ not in free and made.get(field_, value) != value:
+            raise ValueError(f"{folder} was made with {field_} = {made[field_]!r}, not {value!r}: choose another --out")
     check_flags(arm.method, chosen.get("alpha"), chosen.get("beta"))
     words = [sys.executable, "-m", "logitmix_lite", "train", "--preset", preset.name, "--method", arm.method]
     words += ["--seed", str(seed), "--out", str(folder)] + (["--init", arm.init] if arm.init else [])

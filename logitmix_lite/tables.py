@@ -25,7 +25,8 @@ def load_runs(folder: str | Path) -> pd.DataFrame:
     for path in sorted(Path(folder).rglob("metrics.jsonl")):
         config = read_config(path.parent)
         if config.get("command") == "train":
-            named = {name: config[name] for name in ("preset", "method", "seed", "init", "anchor", "lr", "test_size")}
+            settings = ("preset", "method", "seed", "init", "anchor", "lr", "offset", "scale", "test_size")
+            named = {name: config[name] for name in settings}
             named |= {"arm": arm_of(path.parent, config), "run": str(path.parent.relative_to(folder))}
             tables.append(pd.DataFrame(read_metrics(path.parent)).assign(**named))
     if not tables:
@@ -86,7 +87,11 @@ def load_grades(folder: str | Path) -> pd.DataFrame:
     rows = []
     for path in sorted(Path(folder).rglob("grades.json")):
         config = read_config(path.parent)
-        named = {"run": path.parent.name, "arm": arm_of(path.parent, config), "seed": config["seed"]}
+        named = {
+            "run": str(path.parent.relative_to(folder)),
+            "arm": arm_of(path.parent, config),
+            "seed": config["seed"],
+        }
         for policy, rates in json.loads(path.read_text()).items():
             bits = {rate: np.array(list(text), int) for rate, text in rates.items()}
             rows.append(named | {"method": config["method"], "policy": policy} | bits)

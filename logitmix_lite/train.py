@@ -13,7 +13,16 @@ from tqdm import tqdm
 from .evaluate import evaluate
 from .grpo import group_advantages, grpo_loss, kl_k3, sequence_mean
 from .mixture import Mixture
-from .models import average_with_base, frozen_fingerprint, load_tokenizer, make_mixture, trainable
+from .models import (
+    average_with_base,
+    check_precision,
+    clip_gradients,
+    frozen_fingerprint,
+    load_tokenizer,
+    loss_scale,
+    make_mixture,
+    trainable,
+)
 from .presets import Preset, check, load_preset
 from .ranks import Ranks
 from .rewards import Grade, grade_all
@@ -67,6 +76,10 @@ def train(
     Raises ValueError for settings that cannot work, before anything is written."""
     preset = load_preset(preset) if isinstance(preset, str) else preset
     check(preset)
+    if preset.temperature == 0:
+        raise ValueError("GRPO learns from differences between samples: temperature must be positive")
+    if seed < 0:
+        raise ValueError(f"seed must not be negative, got {seed}")
     how, ranks = check_flags(method, None, None), Ranks()
     ranks.share(range(preset.prompts))  # can they be shared evenly?
     task, tokenizer = preset.problems(), load_tokenizer(preset.base)
@@ -89,8 +102,8 @@ def train(
     frozen = frozen_fingerprint(mixture)
     if preset.shard:
         shard(mixture, getattr(torch, preset.dtype) if preset.dtype != "auto" else mixture.dtype)
-    elif any(p.dtype.itemsize < 4 for p in trainable(mixture).values()):
-        raise ValueError("small updates vanish in 16-bit weights: add --shard, --dtype float32, or a --lora-rank")
+    else:
+        check_precision(mixture)
     prompts = [encode_prompt(tokenizer, p.question, task.instruction) for p in task.train + task.validation + task.test]
     check_prompts(mixture, prompts, preset.max_new_tokens)
     settings = asdict(preset)
@@ -101,7 +114,7 @@ def train(
     try:
         return Trainer(mixture, tokenizer, task, preset, how, seed, run, ranks).run()
     except KeyboardInterrupt:
-        ranks.print(f"\nStopped. Every finished step is in {out}: the same command with --resume goes on from there.")
+        ranks.print(f"\nStopped. {out} has all steps to its last checkpoint: --resume, in the same command, goes on.")
         raise
 
 
@@ -118,7 +131,7 @@ class Trainer:
         self.schedule = (
             Adaptive(alpha, preset.offset, preset.scale, preset.smoothing) if method.adaptive else Fixed(alpha)
         )
-        self.parameters = trainable(mixture)
+        self.parameters, self.scale = trainable(mixture), loss_scale(mixture)
         self.start = [local(p).detach().to("cpu", copy=True) for p in self.parameters.values()]
         self.optimizer = torch.optim.AdamW(self.parameters.values(), lr=preset.lr, weight_decay=0)
 
@@ -221,7 +234,7 @@ class Trainer:
                     k3 = sequence_mean(kl_k3(logp, ref_logp[rows]), mask).sum() / total * weight
                     part, kl = part + self.beta * k3, kl + k3.item()
                 if part.requires_grad:  # at alpha = 1 the policy is ref, and theta gets no gradient
-                    (spread * part).backward()
+                    (self.scale * spread * part).backward()
                 loss += part.item()
                 with torch.no_grad():
                     moved = (logp - old).exp() - 1
@@ -231,7 +244,7 @@ class Trainer:
             if spread == 1:
                 self.ranks.sum_gradients(self.parameters.values())
             loss, kl, clipped = self.ranks.sum(loss, kl, clipped)
-            norm = whole(torch.nn.utils.clip_grad_norm_(self.parameters.values(), preset.max_grad_norm))
+            norm = whole(clip_gradients(self.parameters.values(), preset.max_grad_norm, self.scale))
             self.optimizer.step()
             self.optimizer.zero_grad()
             if epoch == 0:  # theta is still the policy that sampled

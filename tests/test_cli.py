@@ -33,6 +33,10 @@ def jsonl(folder, *rows):
         (["--lora-rank", "4"], "holds no LoRA adapter"),
         (["--max-new-tokens", "1000"], "exceeds the model's context"),
         (["--resume"], "holds no run to resume"),
+        (["--dtype", "bf16"], "dtype must be one of auto, float32"),
+        (["--dtype", "bfloat16"], "small updates vanish in 16-bit weights"),
+        (["--temperature", "0"], "temperature must be positive"),
+        (["--seed", "-1"], "seed must not be negative"),
     ],
 )
 def test_bad_flags(tmp_path, capsys, flags, sentence):
@@ -42,6 +46,26 @@ def test_bad_flags(tmp_path, capsys, flags, sentence):
     message = str(stop.value)
     assert sentence in message and message.startswith("error: ") and "\n" not in message
     assert not out.exists()
+
+
+def test_bad_evaluations(tmp_path):
+    table = ["mixing-table", "--test-size", "4", "--out", str(tmp_path / "t.csv")]
+    for words, sentence in (
+        (["evaluate", "--model", "tiny-base", "--samples-each", "-1"], "samples must be at least 1, got -1"),
+        ([*table, "--alpha", "0.5"], "mixing-table takes --alphas"),
+        ([*table, "--alphas", "0,half"], "alphas are numbers in .0, 1. separated by commas"),
+        ([*table, "--alphas", "0,1.5"], "lies in .0, 1., got 1.5"),
+        (["compare", __file__, __file__], "is not a problems.jsonl of `evaluate`"),
+    ):
+        with pytest.raises(SystemExit, match=f"error: .*{sentence}"):
+            main(words)
+    assert not list(tmp_path.iterdir())
+
+
+def test_sft_refuses_weights_of_16_bits_too(tmp_path):
+    with pytest.raises(SystemExit, match="small updates vanish in 16-bit weights"):
+        main(["sft", "--dtype", "bfloat16", "--out", str(tmp_path / "run")])
+    assert not (tmp_path / "run").exists()
 
 
 def test_line_without_answer_is_named(tmp_path):
@@ -101,3 +125,18 @@ def test_train_sweep_evaluate_report(tmp_path, capsys):
     assert sum(row["correct"] for row in rows) / 4 == found["accuracy"]
     with pytest.raises(SystemExit, match="no training runs below"):
         main(["report", str(tmp_path / "evaluation")])
+    # what was trained on is not tested on; a mixture is not a policy to start from, its members are
+    with pytest.raises(SystemExit, match="kept 4 test problems apart"):
+        main(["evaluate", "--model", final, "--test-size", "5"])
+    again = [*TRAIN, "--out", str(tmp_path / "again")]
+    with pytest.raises(SystemExit, match="is a mixture: name one policy of it, such as .*member_0"):
+        main([*again, "--init", final])
+    main([*again, "--steps", "0", "--init", f"{final}/member_0"])
+    capsys.readouterr()
+    # member_0 was saved without a tokenizer: the preset's reads it
+    main(["evaluate", "--model", f"{final}/member_0", "--test-size", "4"])
+    assert json.loads(capsys.readouterr().out)["number_rate"] > 0
+    # a grid does not pass off runs of other settings as its own
+    with pytest.raises(SystemExit, match="fixed-seed0 was made with steps = 1, not 2"):
+        main(["sweep", "--methods", "fixed", "--seeds", "0", *small, "--steps", "2", "--out", str(tmp_path / "runs")])
+    main(["report", str(tmp_path / "again")])  # a run without a step has no reward to draw

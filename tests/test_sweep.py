@@ -64,6 +64,14 @@ def test_bad_grids(tmp_path):
     assert not (tmp_path / "grid").exists()
 
 
+def test_runs_with_other_settings_are_not_taken_for_the_grid(tmp_path):
+    (tmp_path / "fixed-seed0").mkdir()
+    (tmp_path / "fixed-seed0" / "config.json").write_text(json.dumps({"lr": 1e-3, "eval_batch": 7}))
+    with pytest.raises(ValueError, match=r"fixed-seed0 was made with lr = 0.001, not 0.0002: choose another --out"):
+        sweep(load_preset("tiny", **SMALL), ["grpo", "fixed"], [0], tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["fixed-seed0"]  # nothing was started
+
+
 def test_a_run_that_fails_is_reported_and_does_not_stop_the_others(tmp_path):
     (tmp_path / "fixed-seed0").mkdir()
     (tmp_path / "fixed-seed0" / "mine.txt").write_text("something else")

@@ -73,6 +73,10 @@ def gradients(trainer) -> dict:
     return found
 
 
+def norm(gradients: dict) -> float:
+    return sum(g.double().square().sum().item() for g in gradients.values()) ** 0.5
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_runs_and_logs(tmp_path, method):
     last = train(small(), method, tmp_path / "run")
@@ -219,6 +223,37 @@ def test_resume_refuses_another_anchor(tmp_path):
         train(small(), "fixed", tmp_path / "run", resume=True)
     with pytest.raises(ValueError, match="not empty"):
         train(small(), "fixed", tmp_path / "run")
+
+
+def test_a_run_goes_on_longer_and_leaner_and_says_so(tmp_path):
+    train(small(steps=1), "fixed", tmp_path / "run")
+    made_by = read_config(tmp_path / "run")["versions"]
+    train(small(steps=2, eval_batch=3, microbatch_tokens=100), "fixed", tmp_path / "run", resume=True)
+    config = read_config(tmp_path / "run")
+    assert (config["steps"], config["eval_batch"], config["versions"]) == (2, 3, made_by)
+    with pytest.raises(ValueError, match="has done 2 steps already, more than 1"):
+        train(small(steps=1), "fixed", tmp_path / "run", resume=True)
+    with pytest.raises(ValueError, match="was started with lr"):
+        train(small(steps=2, lr=1.0), "fixed", tmp_path / "run", resume=True)
+
+
+def test_half_precision_backbone_has_the_gradient_of_single_precision(tmp_path):
+    """In float16 the loss is scaled up on its way back; the gradient that is clipped and applied must not be."""
+    norms = {}
+    for dtype in ("float32", "float16"):
+        preset = small(lora_rank=4, dtype=dtype, sft_steps=1, sft_demos=8, sft_batch=8)
+        sft(preset, tmp_path / f"sft-{dtype}")
+        torch.manual_seed(0)
+        mixture = make_mixture("base", "base", preset.base, 0.5, rank=4, dtype=dtype)
+        task, tokenizer = load_task("chain", train=100, validation=8, test=8), load_tokenizer(preset.base)
+        run = Trainer(mixture, tokenizer, task, preset, METHODS["fixed"], 0, Run(tmp_path / dtype, {}), Ranks())
+        found = gradients(run)
+        rollouts, advantages = scored_batch(trainer(tmp_path / f"sampler-{dtype}"))
+        rollouts.kept = None
+        run.update(rollouts, advantages)
+        norms[dtype] = read_metrics(tmp_path / f"sft-{dtype}")[0]["grad_norm"], norm(found)
+    assert min(norms["float32"]) > 1e-4
+    assert norms["float16"] == pytest.approx(norms["float32"], rel=0.05)
 
 
 def test_full_disk_keeps_the_checkpoint(tmp_path, monkeypatch):
