@@ -131,6 +131,7 @@ class Trainer:
         self.schedule = (
             Adaptive(alpha, preset.offset, preset.scale, preset.smoothing) if method.adaptive else Fixed(alpha)
         )
+        self.tested: list[Grade] = []  # the newest grades of the test problems
         self.parameters, self.scale = trainable(mixture), loss_scale(mixture)
         self.start = [local(p).detach().to("cpu", copy=True) for p in self.parameters.values()]
         self.optimizer = torch.optim.AdamW(self.parameters.values(), lr=preset.lr, weight_decay=0)
@@ -304,7 +305,7 @@ class Trainer:
 
     def evaluate(self) -> dict:
         """Rates of greedy decodes of the test problems; how far theta has moved, and how far it is from ref."""
-        found = self.grades(self.task.test)
+        found = self.tested = self.grades(self.task.test)
         pairs = zip(self.parameters.values(), self.start, strict=True)
         moved = sum((local(now).detach().cpu() - before).square().sum() for now, before in pairs).item()
         [moved] = self.ranks.sum(moved) if sharded(self.mixture) else [moved]
@@ -332,7 +333,7 @@ class Trainer:
         grades = {}
         for name, weights in policies.items():
             with self.mixture.using(weights):
-                found = self.grades(self.task.test)
+                found = name == "mixture" and self.tested or self.grades(self.task.test)
             rates = ("correct", "formatted", "number")
             grades[name] = {rate: "".join(str(int(getattr(g, rate))) for g in found) for rate in rates}
         return grades
