@@ -26,6 +26,8 @@ STYLES = {
     "grpo": ("#9a9a9a", (0, (1, 1)), "v"),
     "wise-ft": ("#d01c8b", (0, (3, 2)), "*"),
 }
+SHARES = ("accuracy", "reward", "format_rate", "number_rate", "test_format_rate", "test_number_rate", "alpha",
+          "dead_groups", "truncated", "gain", "forgetting")  # fmt: skip
 # What the paper's figures compare: accuracy over steps of these arms.
 FIGURES = {
     "figures 2 to 5: fixed mixing and KL-GRPO": ["fixed", "grpo-kl", "grpo-kl-0.01", "grpo-kl-0.1"],
@@ -51,6 +53,7 @@ def plot_curves(
             ax.plot(seed["step"], seed[column], color=colour, lw=0.7, alpha=0.4)
         count = int(table["count"].max())
         ax.plot(table.index, table["mean"], color=colour, ls=line, marker=marker, ms=5, lw=2,
+                markevery=max(1, len(table) // 10),
                 label=f"{ARMS[arm].label} ({count} seed{'s' * (count > 1)})")  # fmt: skip
         ax.fill_between(
             table.index, table["mean"] - table["half"], table["mean"] + table["half"], color=colour, alpha=0.15
@@ -59,7 +62,7 @@ def plot_curves(
     ax.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     ax.grid(alpha=0.3)
     ax.legend(frameon=False)
-    if runs[column].dropna().between(0, 1).all():
+    if column in SHARES:
         ax.set_ylim(-0.02, 1.02)
     return ax.figure
 
