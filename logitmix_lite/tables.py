@@ -166,7 +166,8 @@ def verdicts(folder: str | Path) -> pd.DataFrame:
     compare(f"(iv) fixed mixing at least equals {ARMS[best].label}", of("fixed"), of(best), -MARGIN)
     compare("(v) adaptive is about as good as fixed", of("adaptive"), of("fixed"), -MARGIN, MARGIN)
     compare("(vi) an SFT anchor beats a base anchor", of("fixed"), of("base-anchor"))
-    return pd.DataFrame(rows)
+    table = pd.DataFrame(rows, columns=["claim", "effect", "low", "high", "seeds", "verdict"])
+    return table.astype({"seeds": "Int64"})
 
 
 def mixing_claim(path: Path) -> tuple[str, float, float, float]:
