@@ -175,7 +175,7 @@ class Mixture(PreTrainedModel, GenerationMixin):
                 block.forward = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False)
 
     def _body(self, k: int, inputs: dict, cache: Cache | None) -> Tensor:
-        return self.bodies[k](**inputs, past_key_values=cache, use_cache=cache is not None)[0]
+        return self.bodies[k](**inputs, cache=cache, use_cache=cache is not None)[0]
 
     def combine(self, hidden: list[Tensor]) -> Tensor:
         """Mixed logits `[..., V]` from the members' hidden states. Equal heads are applied once, to the mixed state."""
@@ -242,7 +242,7 @@ class Mixture(PreTrainedModel, GenerationMixin):
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         labels: Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
@@ -250,16 +250,17 @@ class Mixture(PreTrainedModel, GenerationMixin):
     ) -> CausalLMOutputWithPast:
         """Mixed logits `[B, T, V]`, as any causal language model gives its own."""
         use_cache = (not torch.is_grad_enabled()) if use_cache is None else use_cache
-        cache = past_key_values if use_cache else None
+        cache = kwargs.get("past_key_values", cache)  # its name before transformers 5.24
+        cache = cache if use_cache else None
         if use_cache and not isinstance(cache, MixtureCache):
             if cache is not None and (cache.get_seq_length() > 0 or cache.is_compileable):
-                raise ValueError("a Mixture keeps one cache a member: pass no past_key_values, or those it returned")
+                raise ValueError("a Mixture keeps one cache a member: pass no cache, or the one it returned")
             cache = self.new_cache()
         hidden = self.hidden(input_ids, attention_mask, position_ids, cache)
         keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.combine([h[:, keep] for h in hidden])
         loss = None if labels is None else self.loss_function(logits, labels, vocab_size=self.config.vocab_size)
-        return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=cache)
+        return CausalLMOutputWithPast(loss=loss, logits=logits, cache=cache)
 
     def get_input_embeddings(self):
         return self.models[0].get_input_embeddings()

@@ -82,5 +82,5 @@ def test_counts_of_weights_and_caches(kind):
     plain = AutoModelForCausalLM.from_config(config)
     assert parameters(config) == sum(p.numel() for p in plain.parameters())
     out = plain(torch.zeros(1, 1, dtype=torch.long), use_cache=True)
-    stored = sum(x.nbytes for layer in out.past_key_values.layers for x in (layer.keys, layer.values))
+    stored = sum(x.nbytes for layer in out.cache.layers for x in (layer.keys, layer.values))
     assert cache_bytes(config, torch.float32) == stored

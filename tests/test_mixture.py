@@ -149,16 +149,17 @@ def test_routed_lora_equals_peft(arch):
     assert not torch.allclose(expected["theta"], expected["ref"])
 
 
+@pytest.mark.parametrize("name", ["cache", "past_key_values"])
 @pytest.mark.parametrize("rule", ["logit", "prob"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_cache_changes_nothing(kind, rule):
+def test_a_cache_changes_nothing(kind, rule, name):
     mixture = make_mixture(kind, rule=rule)
     assert torch.equal(generate(mixture, use_cache=True), generate(mixture, use_cache=False))
     whole, cache, steps = mixture(**BATCH, use_cache=False).logits, None, []
     with torch.no_grad():
         for end in range(1, IDS.shape[1] + 1):
-            out = mixture(IDS[:, end - 1 : end], MASK[:, :end], past_key_values=cache, use_cache=True)
-            cache = out.past_key_values
+            out = mixture(IDS[:, end - 1 : end], MASK[:, :end], **{name: cache}, use_cache=True)
+            cache = out.cache
             steps.append(out.logits)
     close(torch.cat(steps, 1)[MASK.bool()], whole[MASK.bool()])
 

@@ -76,10 +76,10 @@ class SecondModel(LogitsProcessor):
         places = (self.mask.cumsum(-1) - 1).clamp(min=0)[:, -new.shape[1] :]
         with torch.no_grad():
             out = self.model(
-                new, attention_mask=self.mask, position_ids=places, past_key_values=self.cache, use_cache=True,
+                new, attention_mask=self.mask, position_ids=places, cache=self.cache, use_cache=True,
                 logits_to_keep=1,
             )  # fmt: skip
-        self.cache = out.past_key_values
+        self.cache = out.cache
         return 0.5 * scores + 0.5 * out.logits[:, -1].to(scores.dtype)
 
 
