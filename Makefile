@@ -40,8 +40,7 @@ install: $(STAMP) ## make the virtual environment (.venv) with everything in it
 $(STAMP): pyproject.toml
 	@test -n "$(PYTHON)" || { echo "No Python 3.11 or newer with venv found. Install one (on Debian and Ubuntu also" \
 		"python3-venv), or name it: make PYTHON=/path/to/python" >&2; exit 1; }
-	@echo "Making $(VENV) with $(PYTHON)"
-	@"$(PYTHON)" -m venv "$(VENV)"
+	@test -x "$(PY)" || { echo "Making $(VENV) with $(PYTHON)"; "$(PYTHON)" -m venv "$(VENV)"; }
 	@"$(PY)" -c "import torch" 2>/dev/null || { echo "Installing $(TORCH) (can take some minutes)"; \
 		"$(PY)" -m pip install -q $(if $(TORCH_INDEX),--index-url "$(TORCH_INDEX)") "$(TORCH)"; }
 	@# Hold torch at the build that is there (by pip's name for it: torch.__version__ may add a CUDA label).
