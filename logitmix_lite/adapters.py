@@ -6,15 +6,18 @@ import torch
 from peft import PeftModel
 from peft.tuners.lora import Linear as LoraLinear
 from torch import Tensor, nn
+from transformers.modeling_layers import GradientCheckpointingLayer as Block
 
 
 class Route:
     """Says which adapter serves which share of the batch: `names[k]` serves the k-th of `len(names)` equal parts.
 
-    A name of None is the bare backbone. Every LoRA layer of the model reads the same Route."""
+    A name of None is the bare backbone. Every LoRA layer of the model reads the same Route. fork: the first block with
+    an adapter; up to there all policies are one, so it is there that the batch becomes one part a policy."""
 
-    def __init__(self):
+    def __init__(self, fork: int):
         self.names: tuple[str | None, ...] = (None,)
+        self.fork = fork
 
 
 def route_adapters(model: PeftModel) -> Route:
@@ -23,13 +26,35 @@ def route_adapters(model: PeftModel) -> Route:
     PEFT serves several adapters in one batch too, in evaluation only and by gathering rows; equal parts in a fixed
     order need no gathering and keep their gradient. LoRA dropout is not applied: a policy must score its samples with
     the same function that drew them."""
-    route = Route()
+    blocks = [module for module in model.modules() if isinstance(module, Block)]
+    adapted = [any(isinstance(layer, LoraLinear) for layer in block.modules()) for block in blocks]
+    route = Route(adapted.index(True))
     for layer in model.modules():
         if isinstance(layer, LoraLinear):
             if layer.lora_variant:
                 raise ValueError(f"only plain LoRA can share a backbone, got a variant: {layer.lora_variant}")
             layer.forward = partial(_routed_forward, layer, route)
+    hooks = vars(model).setdefault("_route_hooks", [])
+    while hooks:  # of an earlier Route
+        hooks.pop().remove()
+    for place, block in enumerate(blocks[route.fork :]):
+        hooks.append(block.register_forward_pre_hook(partial(_stack, route, place == 0), with_kwargs=True))
     return route
+
+
+def _stack(route: Route, first: bool, block: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+    """Repeat what a block is given once for each policy: the states at the first block, mask and positions at all."""
+    copies, states = len(route.names), args[0]
+    rows = len(states) if first else len(states) // copies
+
+    def repeat(x):
+        if isinstance(x, tuple):
+            return tuple(map(repeat, x))
+        return torch.cat([x] * copies) if isinstance(x, Tensor) and len(x) == rows else x
+
+    if copies == 1:
+        return args, kwargs
+    return (repeat(states) if first else states, *map(repeat, args[1:])), {k: repeat(v) for k, v in kwargs.items()}
 
 
 def _routed_forward(layer: nn.Module, route: Route, x: Tensor) -> Tensor:
@@ -37,7 +62,7 @@ def _routed_forward(layer: nn.Module, route: Route, x: Tensor) -> Tensor:
     if route.names == (None,):
         return out
     parts = zip(route.names, x.chunk(len(route.names)), out.chunk(len(route.names)), strict=True)
-    parts = [base if name is None else base + _update(layer, name, part) for name, part, base in parts]
+    parts = [base + _update(layer, name, part) if name in layer.lora_A else base for name, part, base in parts]
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 

@@ -4,12 +4,12 @@ import copy
 from dataclasses import dataclass
 
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import get_peft_model
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 from .mixture import Mixture
-from .models import LORA_LAYERS
+from .models import lora_config
 from .rollout import completion_logprobs
 
 SAMPLING = 32  # bytes for each number in [rows, vocabulary] while a token is drawn: logits, log-probs, sums in float64
@@ -40,8 +40,9 @@ class Plan:
 
     config: the model's (`AutoConfig.from_pretrained`). rows: completions on one GPU. samples: completions of a prompt.
     prompt, new: tokens of a prompt and of a completion. microbatch_tokens: of completions, trained at once. rank: of
-    two LoRA adapters on one backbone; 0 trains a whole model beside a whole frozen one. keep, checkpoint: the preset's
-    `keep_ref_states` and `checkpoint_activations`. shards: GPUs over which `--shard` spreads what is trained."""
+    two LoRA adapters on one backbone; 0 trains a whole model beside a whole frozen one. blocks: adapters on so many of
+    the last blocks; 0: all. keep, checkpoint: the preset's `keep_ref_states` and `checkpoint_activations`. shards: GPUs
+    over which `--shard` spreads what is trained."""
 
     config: PreTrainedConfig
     rows: int = 128
@@ -50,17 +51,25 @@ class Plan:
     new: int = 1024
     microbatch_tokens: int = 8192
     rank: int = 32
+    blocks: int = 0
     dtype: torch.dtype = torch.bfloat16
     keep: bool = True
     checkpoint: bool = True
     shards: int = 1
 
+    @property
+    def share(self) -> float:
+        """Of the blocks, those from the first adapter on: there are two policies, and there gradients go."""
+        return (self.blocks or self.config.num_hidden_layers) / self.config.num_hidden_layers
+
     def memory(self) -> dict[str, float]:
         """Bytes by what holds them. What is never there at the same time is not added up: see `peak`."""
         c, size = self.config, self.dtype.itemsize
-        total, trained = parameters(c), adapter_parameters(c, self.rank) if self.rank else parameters(c)
+        total = parameters(c)
+        trained = self.share * adapter_parameters(c, self.rank) if self.rank else total
         block, outside = (per_token * self.microbatch_tokens for per_token in activations(self))
-        layers, tokens, states = c.num_hidden_layers, self.microbatch_tokens, self.microbatch_tokens * c.hidden_size
+        layers, tokens = self.share * c.num_hidden_layers, self.microbatch_tokens
+        states = tokens * c.hidden_size
         # logits and softmax of a chunk; the states that the head is applied to, and their gradient
         scoring = 8 * min(tokens * c.vocab_size, 2**24) + 7 * states * size
         if not self.rank:  # two heads as one, and its gradient in float32
@@ -71,7 +80,7 @@ class Plan:
             "weights": total * size if self.rank else 2 * total * size,
             # float32 adapters or master weights, their gradient, and Adam's two averages
             "training theta": 16 * trained / self.shards,
-            "caches": 2 * self.rows * (self.prompt + self.new) * cache_bytes(c, self.dtype),
+            "caches": (1 + self.share) * self.rows * (self.prompt + self.new) * cache_bytes(c, self.dtype),
             "drawing tokens": self.rows * c.vocab_size * SAMPLING,
             "kept states": self.rows * self.new * c.hidden_size * size if self.keep else 0,
             "activations": stored + outside,
@@ -87,16 +96,16 @@ class Plan:
         """The least time on a GPU of `flops` a second (matrix products) and `bandwidth` bytes a second.
 
         A decoded token reads all weights once for both LoRA policies, and both caches, half full on average. Training
-        takes 2 operations a weight and token forward, 2 backward for the inputs, 2 for the weights if they are trained,
-        and 2 more where activations are recomputed."""
+        takes 2 operations a weight and token forward; from the first adapter on 2 backward for the inputs, and 2 more
+        where activations are recomputed; 2 for the weights if they are trained."""
         c, size, total = self.config, self.dtype.itemsize, parameters(self.config)
         weights = total * size * (1 if self.rank else 2)
-        cache = 2 * self.rows * (self.prompt + self.new / 2) * cache_bytes(c, self.dtype)
+        cache = (1 + self.share) * self.rows * (self.prompt + self.new / 2) * cache_bytes(c, self.dtype)
         prompts = self.rows / self.samples * self.prompt
         tokens = prompts + self.rows * self.new
-        passes = 4 + (0 if self.rank else 2) + (2 if self.checkpoint else 0) + (0 if self.keep else 2)
+        passes = 2 + self.share * (4 if self.checkpoint else 2) + (0 if self.rank else 2) + (0 if self.keep else 2)
         return {
-            "prefill": 2 * 2 * total * prompts / flops,
+            "prefill": 2 * (1 + self.share) * total * prompts / flops,
             "decoding": self.new * (weights + cache) / bandwidth,
             "training": passes * total * tokens / flops,
         }
@@ -112,7 +121,7 @@ def adapter_parameters(config: PreTrainedConfig, rank: int) -> int:
     """Weights of one LoRA adapter on all linear layers of the blocks."""
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
-        adapted = get_peft_model(model, LoraConfig(r=rank, target_modules=LORA_LAYERS, task_type="CAUSAL_LM"))
+        adapted = get_peft_model(model, lora_config(rank, rank, range(config.num_hidden_layers)))
     return sum(p.numel() for name, p in adapted.named_parameters() if "lora_" in name)
 
 
@@ -140,7 +149,7 @@ def kept_for_backward(plan: Plan, layers: int, new: int = 32) -> float:
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(small, dtype=plan.dtype)
         if plan.rank:
-            model = get_peft_model(model, LoraConfig(r=plan.rank, target_modules=LORA_LAYERS, task_type="CAUSAL_LM"))
+            model = get_peft_model(model, lora_config(plan.rank, plan.rank, range(layers)))
     model.to_empty(device="cpu")  # only sizes matter, so the weights stay what the memory held
     weights, kept = {p.untyped_storage().data_ptr() for p in model.parameters()}, {}
 

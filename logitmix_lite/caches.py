@@ -6,34 +6,36 @@ from transformers.cache_utils import Cache, DynamicLayer
 
 
 class MixtureCache(Cache):
-    """The KV caches of all members. On a shared backbone they are one cache whose rows stack the members' rows."""
+    """The KV caches of all members. On a shared backbone they are one cache, whose rows stack the members' rows: those
+    of `stacked` members from block `fork` on; before it the members are one."""
 
-    def __init__(self, caches: list[Cache], stacked: int = 1):
+    def __init__(self, caches: list[Cache], stacked: int = 1, fork: int = 0):
         super().__init__(layers=[layer for cache in caches for layer in cache.layers])
-        self.caches, self.stacked = caches, stacked
+        self.caches, self.stacked, self.fork = caches, stacked, fork
 
-    def stacked_rows(self, rows: Tensor) -> Tensor:
-        """The cache rows that belong to these rows of the batch."""
-        batch = self.layers[0].keys.shape[0] // self.stacked
+    def rows(self, rows: Tensor, place: int) -> Tensor:
+        """The rows of layer number `place` that belong to these rows of the batch."""
+        if place < self.fork:
+            return rows
+        batch = self.layers[place].keys.shape[0] // self.stacked
         return torch.cat([rows + member * batch for member in range(self.stacked)])
 
     def select(self, rows: Tensor) -> None:
         """Keep only these rows of the batch (in this order, repeats allowed), for every member."""
-        rows = self.stacked_rows(rows)
-        for layer in self.layers:
-            layer.batch_select_indices(rows)
+        for place, layer in enumerate(self.layers):
+            layer.batch_select_indices(self.rows(rows, place))
 
     batch_select_indices = reorder_cache = select  # the names that `generate` knows
 
     def preallocate(self, rows: Tensor, room: int) -> None:
         """Expand the cache of some prompts to these rows (repeats allowed), with room for `room` more tokens."""
-        rows = self.stacked_rows(rows)
         for cache in self.caches:
             for place, layer in enumerate(cache.layers):
+                mine = self.rows(rows, place)
                 if type(layer) is DynamicLayer:
-                    cache.layers[place] = BufferLayer(layer, rows, room)
+                    cache.layers[place] = BufferLayer(layer, mine, room)
                 else:  # a sliding window keeps its own, bounded, store
-                    layer.batch_select_indices(rows)
+                    layer.batch_select_indices(mine)
         self.layers = [layer for cache in self.caches for layer in cache.layers]
 
     def share(self, rows: Tensor) -> "MixtureCache":

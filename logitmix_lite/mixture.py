@@ -153,8 +153,7 @@ class Mixture(PreTrainedModel, GenerationMixin):
         inputs = dict(input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids)
         if cache is not None and cache.stacked > 1:  # one pass over the weights for all members
             self.route.names = tuple(self.adapters[k] for k in self.active)
-            stacked = {k: None if v is None else torch.cat([v] * len(self.active)) for k, v in inputs.items()}
-            return list(self._body(0, stacked, cache.caches[0]).chunk(len(self.active)))
+            return list(self._body(0, inputs, cache.caches[0]).chunk(len(self.active)))
         states = []
         # Theta comes last: where the backward pass recomputes its blocks, the route must still be theirs.
         for place in reversed(range(len(self.active))):
@@ -229,7 +228,7 @@ class Mixture(PreTrainedModel, GenerationMixin):
     def new_cache(self) -> MixtureCache:
         """Empty KV caches for the members in use."""
         if self.adapters:
-            return MixtureCache([DynamicCache(config=self.models[0].config)], stacked=len(self.active))
+            return MixtureCache([DynamicCache(config=self.models[0].config)], len(self.active), self.route.fork)
         return MixtureCache([DynamicCache(config=self.models[k].config) for k in self.active])
 
     def prompt_cache(self) -> MixtureCache:

@@ -3,7 +3,7 @@
 import json
 import os
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -105,7 +105,7 @@ def present(recorded: str, base: str | None) -> str:
 
 
 def make_mixture(
-    init: str, anchor: str | None, base: str, alpha: float, rule="logit", *, rank=0, scale=32, dtype="auto"
+    init: str, anchor: str | None, base: str, alpha: float, rule="logit", *, rank=0, scale=32, blocks=0, dtype="auto"
 ):
     """The trained mixture: theta starting from `init`, ref frozen at `anchor`, weights `(1 - alpha, alpha)`.
 
@@ -129,7 +129,7 @@ def make_mixture(
                 raise ValueError(f"{source} holds no LoRA adapter: use one made by `sft`, or --lora-rank 0")
         model = load_model(base, dtype)
         if init == base:
-            model = add_lora(model, rank, scale)
+            model = add_lora(model, rank, scale, blocks)
         else:
             model = PeftModel.from_pretrained(model, locate(init), adapter_name="theta", is_trainable=True)
         ref = None
@@ -154,10 +154,21 @@ def average_with_base(mixture: Mixture, base: str) -> None:
         parameter.lerp_(weights[name.removeprefix("members.0.")].to(parameter), 0.5)
 
 
-def add_lora(model: PreTrainedModel, rank: int, scale: int, name: str = "theta") -> PeftModel:
-    """The model with a fresh adapter on every linear layer of its blocks; it starts as the model itself."""
-    config = LoraConfig(r=rank, lora_alpha=scale, target_modules=LORA_LAYERS, task_type="CAUSAL_LM")
-    return get_peft_model(model, config, adapter_name=name)
+def add_lora(model: PreTrainedModel, rank: int, scale: int, blocks: int = 0, name: str = "theta") -> PeftModel:
+    """The model with a fresh adapter on every linear layer of its blocks; it starts as the model itself.
+
+    blocks: on that many of the last blocks only; 0: on all."""
+    depth = model.config.num_hidden_layers
+    if blocks > depth:
+        raise ValueError(f"the model has {depth} blocks, no adapter fits on the last {blocks}: lower --lora-blocks")
+    return get_peft_model(model, lora_config(rank, scale, range(depth)[-blocks:]), adapter_name=name)
+
+
+def lora_config(rank: int, scale: int, blocks: Sequence[int]) -> LoraConfig:
+    """Adapters on all linear layers of these blocks."""
+    return LoraConfig(
+        r=rank, lora_alpha=scale, target_modules=LORA_LAYERS, layers_to_transform=list(blocks), task_type="CAUSAL_LM"
+    )
 
 
 def save_policy(model: PreTrainedModel | PeftModel, folder: Path, base: str) -> None:

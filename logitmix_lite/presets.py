@@ -21,6 +21,7 @@ class Preset:
     anchor: str = _number("tiny-anchor", "the reference: an SFT model or LoRA adapter made by `sft`, or `base`")
     lora_rank: int = _number(0, "rank of the LoRA adapters; 0 trains all weights")
     lora_alpha: int = _number(32, "LoRA scale is lora_alpha / lora_rank")
+    lora_blocks: int = _number(0, "adapters on so many of the last blocks; 0: all. The others run once for both")
     dtype: str = _number(
         "auto", "float32, bfloat16, float16, or auto: float32 on a CPU, else the 16 bits that the GPU does best"
     )
@@ -151,11 +152,12 @@ def check(preset: Preset) -> None:
     for name in ("lr", "scale", "max_grad_norm", "sft_lr"):
         if not getattr(preset, name) > 0:
             raise ValueError(f"{name} must be positive, got {getattr(preset, name)}")
-    for name in ("beta", "clip", "temperature", "lora_rank", "steps", "sft_steps"):
+    may_be_zero = ("lora_rank", "lora_blocks", "steps", "sft_steps")
+    for name in ("beta", "clip", "temperature", *may_be_zero):
         if not getattr(preset, name) >= 0:
             raise ValueError(f"{name} must not be negative, got {getattr(preset, name)}")
     for f in fields(preset):
-        if f.type is int and f.name not in ("lora_rank", "steps", "sft_steps") and getattr(preset, f.name) < 1:
+        if f.type is int and f.name not in may_be_zero and getattr(preset, f.name) < 1:
             raise ValueError(f"{f.name} must be at least 1, got {getattr(preset, f.name)}")
     if preset.dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {preset.dtype!r}")

@@ -40,7 +40,7 @@ def sft(preset: Preset | str, out: str | Path, seed: int = 0, resume: bool = Fal
     torch.manual_seed(seed)  # the adapter's random start
     model = load_model(preset.base, preset.dtype)
     if preset.lora_rank:
-        model = add_lora(model, preset.lora_rank, preset.lora_alpha, name="default")
+        model = add_lora(model, preset.lora_rank, preset.lora_alpha, preset.lora_blocks, name="default")
         mixture = Mixture([model], [1.0], adapters=["default"])
     else:
         mixture = Mixture([model], [1.0])

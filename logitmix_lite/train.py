@@ -93,6 +93,7 @@ def train(
         how.rule,
         rank=preset.lora_rank,
         scale=preset.lora_alpha,
+        blocks=preset.lora_blocks,
         dtype=preset.dtype,
     )
     if init == "average":

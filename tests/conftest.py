@@ -40,12 +40,16 @@ def make_model(arch="llama", seed=0, vocab=30, layers=2, dtype="float32", eos=1,
     return AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype)).eval()
 
 
-def make_lora_pair(base=None, seed=0, **model):
-    """A PEFT model with the adapters "theta" (rank 3) and "ref" (rank 2), neither of them zero."""
+def make_lora_pair(base=None, seed=0, blocks=None, **model):
+    """A PEFT model with the adapters "theta" (rank 3) and "ref" (rank 2), neither of them zero, on these blocks."""
     import torch
     from peft import LoraConfig, get_peft_model
 
-    config = dict(target_modules="all-linear", task_type="CAUSAL_LM", fan_in_fan_out=model.get("arch") == "gpt2")
+    from logitmix_lite.models import LORA_LAYERS
+
+    gpt2 = model.get("arch") == "gpt2"
+    layers = ["c_attn", "c_proj", "c_fc"] if gpt2 else LORA_LAYERS
+    config = dict(target_modules=layers, layers_to_transform=blocks, task_type="CAUSAL_LM", fan_in_fan_out=gpt2)
     model = get_peft_model(base or make_model(seed=seed, **model), LoraConfig(r=3, lora_alpha=6, **config), "theta")
     model.add_adapter("ref", LoraConfig(r=2, lora_alpha=2, **config))
     torch.manual_seed(seed + 1)
@@ -57,9 +61,12 @@ def make_lora_pair(base=None, seed=0, **model):
 
 
 def make_mixture(kind="pair", weights=(0.6, 0.4), rule="logit", **model):
-    """A Mixture of two separate models ("pair"), of two adapters ("lora"), or of one and its backbone ("bare")."""
+    """A Mixture of two separate models ("pair"), of two adapters on all blocks ("lora") or on the last of two ("late"),
+    or of one adapter and its backbone ("bare")."""
     from logitmix_lite.mixture import Mixture
 
     if kind == "pair":
         return Mixture([make_model(seed=seed, **model) for seed in (0, 1)], weights, rule).eval()
-    return Mixture([make_lora_pair(**model)], weights, rule, ["theta", "ref" if kind == "lora" else None]).eval()
+    if kind == "late":
+        model["blocks"] = [1]
+    return Mixture([make_lora_pair(**model)], weights, rule, ["theta", None if kind == "bare" else "ref"]).eval()

@@ -30,13 +30,13 @@ def peak(work) -> int:
     return top
 
 
-def pair(config, rank) -> Mixture:
+def pair(config, rank, blocks=0) -> Mixture:
     torch.manual_seed(0)
     base = AutoModelForCausalLM.from_config(config)
     if not rank:
         ref = AutoModelForCausalLM.from_config(config).requires_grad_(False)
         return Mixture([base, ref], [0.5, 0.5])
-    model = add_lora(base, rank, 32)
+    model = add_lora(base, rank, 32, blocks)
     model.add_adapter("ref", model.peft_config["theta"])
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(".theta." in name)
@@ -44,11 +44,15 @@ def pair(config, rank) -> Mixture:
 
 
 @pytest.mark.parametrize(
-    "kind, rank, checkpoint", [("llama", 8, False), ("llama", 0, True), ("qwen2", 8, True), ("qwen2", 0, False)]
-)
-def test_memory_is_right_within_15_percent(kind, rank, checkpoint):
-    mixture = pair(CONFIGS[kind], rank)
-    plan = Plan(CONFIGS[kind], ROWS, SAMPLES, PROMPT, NEW, ROWS * NEW, rank, torch.float32, checkpoint=checkpoint)
+    "kind, rank, blocks, checkpoint",
+    [("llama", 8, 0, False), ("llama", 0, 0, True), ("qwen2", 8, 0, True), ("qwen2", 0, 0, False),
+     ("llama", 8, 2, False), ("qwen2", 8, 2, True)],
+)  # fmt: skip
+def test_memory_is_right_within_15_percent(kind, rank, blocks, checkpoint):
+    mixture = pair(CONFIGS[kind], rank, blocks)
+    plan = Plan(
+        CONFIGS[kind], ROWS, SAMPLES, PROMPT, NEW, ROWS * NEW, rank, blocks, torch.float32, checkpoint=checkpoint
+    )
     held = plan.memory()
     weights = sum(p.numel() * 4 for name, p in mixture.named_parameters() if "lora_" not in name)
     assert weights == held["weights"]

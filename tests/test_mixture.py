@@ -13,7 +13,7 @@ from logitmix_lite.rollout import completion_logprobs, pad_rows, rollout
 PROMPTS = [[5, 7, 9, 11, 3], [8, 2], [4, 4, 6]]
 IDS, MASK = pad_rows(PROMPTS, 0, left=True)
 BATCH = dict(input_ids=IDS, attention_mask=MASK)
-KINDS = ["pair", "lora", "bare"]
+KINDS = ["pair", "lora", "bare", "late"]
 
 
 def logits_of(model, **batch):
@@ -129,9 +129,10 @@ def test_mixing_hidden_states_is_mixing_logits_on_a_shared_head(kind):
     assert mixture.shared_head and not torch.allclose(theta, ref)
 
 
+@pytest.mark.parametrize("blocks", [None, [1, 2], [1]])
 @pytest.mark.parametrize("arch", ARCHITECTURES)
-def test_routed_lora_equals_peft(arch):
-    model = make_lora_pair(arch=arch)
+def test_routed_lora_equals_peft(arch, blocks):
+    model = make_lora_pair(arch=arch, layers=3, blocks=blocks)
     expected = {}
     for name in ("theta", "ref"):
         model.set_adapter(name)
@@ -281,7 +282,7 @@ def test_recomputed_activations_give_the_same_gradient(kind, arch):
         blocks = [m for m in mixture.models[0].modules() if isinstance(m, GradientCheckpointingLayer)]
         calls = []
         blocks[0].register_forward_pre_hook(lambda *_, calls=calls: calls.append(torch.is_grad_enabled()))
-        inner = next(m for name, m in blocks[0].named_modules() if name in ("mlp",))
+        inner = next(m for name, m in blocks[-1].named_modules() if name in ("mlp",))
         inner.register_forward_pre_hook(
             lambda *_, calls=calls: calls.append("mlp") if torch.is_grad_enabled() else None
         )

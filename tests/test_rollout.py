@@ -14,7 +14,7 @@ from logitmix_lite.decode import GraphDecoder
 from logitmix_lite.rollout import completion_logprobs, pad_rows, rollout, sample, token_batches
 
 PROMPTS = [[5, 7, 9, 11, 3], [8, 2], [4, 4, 6]]
-KINDS = ["pair", "lora"]
+KINDS = ["pair", "lora", "late"]
 EOS, ENDS = 1, [1, 4, 9, 17, 21]
 
 

@@ -1,8 +1,19 @@
 """Speed and memory against what people use today: `python tests/benchmarks/speed.py [--rows rollout,step] [--runs 5]`.
 
 Every row does the same work on both sides, in turns in one process tree, and prints the median of the paired ratios.
-SmolLM2-135M if `python -m logitmix_lite fetch smol` has been run, else random weights of its shape. On a GPU also the
-shape of Qwen2.5-1.5B with random weights (`--shape qwen-1.5b`). The row `step` needs `pip install trl`."""
+
+rollout   a mixed rollout against `generate` of transformers, on one policy and with the second in a logits processor
+training  the training pass of the mixture against that of one policy
+logprobs  `token_logprobs` against a full log-softmax, time and memory
+step      a whole GRPO step against TRL's (needs `pip install trl`)
+sizes     what a mixed rollout costs with more completions, tokens, members and vocabulary
+limits    rollout and training against what this machine can do at best: bytes and products a second, both measured
+
+SmolLM2-135M if `python -m logitmix_lite fetch smol` has been run, else random weights of its shape. Other shapes have
+random weights of their true sizes. What a GPU is for:
+
+    python tests/benchmarks/speed.py --shape qwen-1.5b --new 512 --rows rollout,training,limits --out h200-1.5b.json
+    python tests/benchmarks/speed.py --shape qwen-7b --new 1024 --rows limits --runs 1 --out h200-7b.json"""
 
 import argparse
 import json
@@ -12,28 +23,50 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
 
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer, LogitsProcessor
 
 from logitmix_lite import Mixture, budget, grade, load_task, rollout, token_logprobs
-from logitmix_lite.models import LORA_LAYERS, default_device, locate
-from logitmix_lite.rollout import completion_logprobs
+from logitmix_lite.models import LORA_LAYERS, add_lora, default_device, locate
+from logitmix_lite.rollout import Rollouts, completion_logprobs
+from logitmix_lite.runs import PACKAGES, hardware
 from logitmix_lite.tasks import encode_prompt
 
-PROMPTS, SAMPLES, NEW, RANK = 8, 8, 48, 16
+RANK = 16
 
 
-def load(shape: str):
-    """A fresh model: SmolLM2 where it has been fetched, else one of that shape; bfloat16 on a GPU."""
+@dataclass(frozen=True)
+class Work:
+    """What both sides do: `prompts` x `samples` completions of `new` tokens by a model of some shape, `runs` times."""
+
+    shape: str = "smol"
+    prompts: int = 8
+    samples: int = 8
+    new: int = 48
+    runs: int = 5
+
+    @property
+    def real(self) -> bool:
+        """Whether the model is SmolLM2 itself, and not random weights."""
+        return self.shape == "smol" and fetched()
+
+
+def load(work: Work, vocabulary: int | None = None):
+    """A fresh model, float32 on a CPU and bfloat16 on a GPU. vocabulary: random weights, with that many tokens."""
     dtype = torch.bfloat16 if default_device() == "cuda" else torch.float32
     torch.manual_seed(0)
-    if shape == "smol" and fetched():
-        model = AutoModelForCausalLM.from_pretrained(locate("smol"), dtype=dtype)
-    else:
-        model = AutoModelForCausalLM.from_config(budget.shape(shape), dtype=dtype)
-    return model.to(default_device()).eval()
+    if work.real and vocabulary is None:
+        return AutoModelForCausalLM.from_pretrained(locate("smol"), dtype=dtype).to(default_device()).eval()
+    config = budget.shape(work.shape)
+    config.vocab_size = vocabulary or config.vocab_size
+    with torch.device(default_device()):
+        return AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
 
 
 def fetched() -> bool:
@@ -43,24 +76,32 @@ def fetched() -> bool:
         return False
 
 
-def two_policies(shape: str) -> Mixture:
-    """Two LoRA adapters of rank 16 on one backbone, neither of them zero, mixed half and half; theta is trained."""
-    config = LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules=LORA_LAYERS, task_type="CAUSAL_LM")
-    model = get_peft_model(load(shape), config, adapter_name="theta")
-    model.add_adapter("ref", config)
+def policies(work: Work, members: int = 2, blocks: int = 0, vocabulary: int | None = None) -> Mixture:
+    """LoRA adapters of rank 16 on one backbone, none of them zero, mixed in equal shares; the first is trained.
+
+    blocks: adapters on that many of the last blocks only; 0: on all."""
+    names = [f"policy{k}" for k in range(members)]
+    model = add_lora(load(work, vocabulary), RANK, 2 * RANK, blocks, names[0])
+    for name in names[1:]:
+        model.add_adapter(name, model.peft_config[names[0]])
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=1e-3)
-        parameter.requires_grad_(".theta." in name)
-    return Mixture([model], [0.5, 0.5], adapters=["theta", "ref"]).eval()
+        parameter.requires_grad_(f".{names[0]}." in name)
+    return Mixture([model], adapters=names).eval()
 
 
-def prompts(shape: str) -> list[list[int]]:
-    """Token ids of eight word problems; of random tokens where there is no tokenizer."""
-    if shape == "smol" and fetched():
-        tokenizer, task = AutoTokenizer.from_pretrained(locate("smol")), load_task("words", train=PROMPTS)
+def prompts(work: Work) -> list[list[int]]:
+    """Token ids of word problems; of random tokens where there is no tokenizer."""
+    if work.real:
+        tokenizer, task = AutoTokenizer.from_pretrained(locate("smol")), load_task("words", train=work.prompts)
         return [encode_prompt(tokenizer, problem.question, task.instruction) for problem in task.train]
-    return torch.randint(100, 40000, (PROMPTS, 60), generator=torch.Generator().manual_seed(0)).tolist()
+    return torch.randint(100, 8000, (work.prompts, 60), generator=torch.Generator().manual_seed(0)).tolist()
+
+
+def sample(mixture: Mixture, work: Work, keep=False):
+    """A rollout in which nothing ends early."""
+    return rollout(mixture, prompts(work), samples=work.samples, max_new_tokens=work.new, eos=[], pad=0, keep=keep)
 
 
 class SecondModel(LogitsProcessor):
@@ -83,10 +124,10 @@ class SecondModel(LogitsProcessor):
         return 0.5 * scores + 0.5 * out.logits[:, -1].to(scores.dtype)
 
 
-def generate(model, ids, mask, processors=None):
-    """transformers' own sampling of NEW tokens a row; nothing ends early, so that both sides do the same work."""
+def generate(model, ids, mask, new, processors=None):
+    """transformers' own sampling of `new` tokens a row; nothing ends early, so that both sides do the same work."""
     return model.generate(
-        ids, attention_mask=mask, do_sample=True, top_k=0, max_new_tokens=NEW, min_new_tokens=NEW, pad_token_id=0,
+        ids, attention_mask=mask, do_sample=True, top_k=0, max_new_tokens=new, min_new_tokens=new, pad_token_id=0,
         eos_token_id=None, logits_processor=processors,
     )  # fmt: skip
 
@@ -102,65 +143,152 @@ def clock(work) -> float:
     return time.perf_counter() - start
 
 
-def compare(name: str, ours, peer, runs: int, better: str) -> dict:
+def compare(name: str, ours: Callable, peer: Callable, runs: int) -> dict:
     """Median of `peer / ours` over runs in turns, after one of each that does not count."""
     ours(), peer()
     pairs = [(clock(ours), clock(peer)) for _ in range(runs)]
     mine, theirs = (statistics.median(side) for side in zip(*pairs, strict=True))
-    ratio = statistics.median(b / a for a, b in pairs)
-    return {
-        "row": name,
-        "ours_s": round(mine, 3),
-        "peer_s": round(theirs, 3),
-        "ratio": round(ratio, 2),
-        "better": better,
-    }
+    return result(name, mine, theirs, statistics.median(b / a for a, b in pairs))
 
 
-def row_rollout(shape: str, runs: int) -> list[dict]:
+def result(name: str, ours: float, peer: float, ratio: float, unit: str = "s") -> dict:
+    """A line of the table. ours, peer: medians; ratio: peer / ours, paired, so that more is better for us."""
+    return {"row": name, "ours": float(f"{ours:.4g}"), "peer": float(f"{peer:.4g}"), "unit": unit,
+            "ratio": round(ratio, 2)}  # fmt: skip
+
+
+def row_rollout(work: Work) -> list[dict]:
     """Mixed rollout of two policies against `generate` on one, and with the second in a processor."""
-    mixture, plain, second, rows = two_policies(shape), load(shape), load(shape), prompts(shape)
+    mixture, plain, second, rows = policies(work), load(work), load(work), prompts(work)
+    late = policies(work, blocks=plain.config.num_hidden_layers // 3)
     longest = max(map(len, rows))
-    ids = torch.tensor([[0] * (longest - len(row)) + row for row in rows for _ in range(SAMPLES)], device=plain.device)
-    mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows for _ in range(SAMPLES)])
+    ids = torch.tensor([[0] * (longest - len(r)) + r for r in rows for _ in range(work.samples)], device=plain.device)
+    mask = torch.tensor([[0] * (longest - len(r)) + [1] * len(r) for r in rows for _ in range(work.samples)])
     mask = mask.to(plain.device)
 
-    def ours():
-        return rollout(mixture, rows, samples=SAMPLES, max_new_tokens=NEW, eos=[], pad=0)
+    def one():
+        return generate(plain, ids, mask, work.new)
 
-    assert ours().completions.shape == (PROMPTS * SAMPLES, NEW)
+    def processor():
+        return generate(plain, ids, mask, work.new, [SecondModel(second, mask)])
+
+    assert sample(mixture, work).completions.shape == (work.prompts * work.samples, work.new)
+    third = "mixed rollout, adapters on a third of the blocks"
     return [
-        compare("mixed rollout / generate, one policy", ours, lambda: generate(plain, ids, mask), runs, "higher"),
-        compare(
-            "mixed rollout / generate + logits processor", ours,
-            lambda: generate(plain, ids, mask, [SecondModel(second, mask)]), runs, "higher",
-        ),
-    ]  # fmt: skip
+        compare("mixed rollout / generate, one policy", lambda: sample(mixture, work), one, work.runs),
+        compare("mixed rollout / generate + logits processor", lambda: sample(mixture, work), processor, work.runs),
+        compare(f"{third} / generate, one policy", lambda: sample(late, work), one, work.runs),
+    ]
 
 
-def row_training(shape: str, runs: int) -> list[dict]:
+def learn(mixture: Mixture, r: Rollouts, tokens: int = 4096, kept: bool = True) -> None:
+    """A training pass, whole groups of about `tokens` tokens at a time."""
+    size = r.samples * r.completions.shape[1]
+    for prompts in torch.arange(len(r.prompt_ids)).split(max(1, tokens // size)):
+        rows = slice(int(prompts[0]) * r.samples, (int(prompts[-1]) + 1) * r.samples)
+        states = [s[rows] for s in r.kept] if kept else None
+        completion_logprobs(
+            mixture, r.prompt_ids[prompts], r.prompt_mask[prompts], r.completions[rows], r.mask[rows], kept=states
+        ).sum().backward()
+    mixture.zero_grad()
+
+
+def row_training(work: Work) -> list[dict]:
     """The training pass of the mixture, with ref's states kept from the rollout, against single-policy GRPO's."""
-    mixture = two_policies(shape)
-    rollouts = rollout(mixture, prompts(shape), samples=SAMPLES, max_new_tokens=NEW, eos=[], pad=0, keep=True)
-    place = torch.arange(PROMPTS * SAMPLES) // SAMPLES
-    args = rollouts.prompt_ids[place], rollouts.prompt_mask[place], rollouts.completions, rollouts.mask
+    mixture, late = policies(work), policies(work, blocks=budget.shape(work.shape).num_hidden_layers // 3)
+    rollouts = {m: sample(m, work, keep=True) for m in (mixture, late)}
 
-    def passes(weights, kept):
-        with mixture.using(weights):
-            for rows in torch.arange(PROMPTS * SAMPLES).split(32):
-                states = [s[rows] for s in kept] if kept else None
-                completion_logprobs(mixture, *(x[rows] for x in args), kept=states).sum().backward()
-        mixture.zero_grad()
+    def kept():
+        learn(mixture, rollouts[mixture])
 
+    def again():
+        learn(mixture, rollouts[mixture], kept=False)
+
+    def one():
+        with mixture.using((1, 0)):
+            learn(mixture, rollouts[mixture], kept=False)
+
+    third = "mixed training pass, adapters on a third of the blocks"
     return [
-        compare("single-policy training pass / mixed, ref kept", lambda: passes((0.5, 0.5), rollouts.kept),
-                lambda: passes((1.0, 0.0), None), runs, "higher"),
-        compare("mixed, ref run again / mixed, ref kept", lambda: passes((0.5, 0.5), rollouts.kept),
-                lambda: passes((0.5, 0.5), None), runs, "higher"),
-    ]  # fmt: skip
+        compare("mixed training pass, ref kept / one policy's", kept, one, work.runs),
+        compare("the same / mixed, ref run again", kept, again, work.runs),
+        compare(f"{third} / one policy's, on all", lambda: learn(late, rollouts[late]), one, work.runs),
+    ]
 
 
-def row_step(shape: str, runs: int) -> list[dict]:
+def row_sizes(work: Work) -> list[dict]:
+    """A mixed rollout of another size against the one of the usual size: how cost grows with each size."""
+    usual, rows = policies(work), []
+
+    def against(what: str, factor: float, mixture: Mixture, other: Work, base: Mixture):
+        found = compare(what, lambda: sample(mixture, other), lambda: sample(base, work), max(1, work.runs // 2))
+        cost = found["ours"] / found["peer"]
+        rows.append(found | {"row": f"{what}: {factor:g} times the size costs {cost:.2f} times as much"})
+
+    count = work.prompts * work.samples
+    for factor in (0.5, 2):
+        other = Work(work.shape, work.prompts, int(factor * work.samples), work.new)
+        against(f"{other.prompts * other.samples} completions instead of {count}", factor, usual, other, usual)
+    for factor in (0.5, 2, 4):
+        other = Work(work.shape, work.prompts, work.samples, int(factor * work.new))
+        against(f"{other.new} tokens instead of {work.new}", factor, usual, other, usual)
+    for members in (1, 3):
+        against(f"{members} members instead of 2", members / 2, policies(work, members), work, usual)
+    vocabulary = budget.shape(work.shape).vocab_size
+    base = policies(work, vocabulary=vocabulary)
+    for factor in (0.25, 3):
+        size = int(factor * vocabulary)
+        other = policies(work, vocabulary=size)
+        against(f"vocabulary of {size} instead of {vocabulary}", factor, other, work, base)
+    return rows
+
+
+def rates() -> tuple[float, float]:
+    """Operations a second of a large matrix product, and bytes a second read and written by a copy, at their best."""
+    cpu = default_device() == "cpu"
+    like = dict(device=default_device(), dtype=torch.float32 if cpu else torch.bfloat16)
+    side, size = (2048, 2**26) if cpu else (8192, 2**31)
+    square, row, other = torch.randn(side, side, **like), torch.zeros(size, **like), torch.zeros(size, **like)
+    product, copy = (
+        min(clock(work) for _ in range(10)) for work in (lambda: square @ square, lambda: other.copy_(row))
+    )
+    return 2 * side**3 / product, 2 * row.nbytes / copy
+
+
+def row_limits(work: Work) -> list[dict]:
+    """Decoding against the time that reading weights and both caches takes, training against that of its matrix
+    products, by this machine's measured rates; and the memory that a whole step needs, on a GPU."""
+    flops, bandwidth = rates()
+    mixture, gpu = policies(work), default_device() == "cuda"
+    if gpu:
+        mixture.checkpoint_activations()
+        torch.cuda.reset_peak_memory_stats()
+    count, length = work.prompts * work.samples, max(map(len, prompts(work)))
+    plan = budget.Plan(
+        budget.shape(work.shape), count, work.samples, length, work.new, rank=RANK, dtype=mixture.dtype, checkpoint=gpu
+    )
+    least, rollouts = plan.seconds(flops, bandwidth), sample(mixture, work, keep=True)
+
+    def train():
+        learn(mixture, rollouts, plan.microbatch_tokens)
+
+    train()
+    decoding = statistics.median(clock(lambda: sample(mixture, work)) for _ in range(work.runs))
+    training = statistics.median(clock(train) for _ in range(work.runs))
+    speed = count * work.new / decoding
+    print(f"measured {flops / 1e12:.3g} TFLOP/s, {bandwidth / 1e12:.3g} TB/s, {speed:.0f} tokens/s")
+    rows = [
+        result("mixed rollout / reading weights and caches", decoding, least["decoding"], least["decoding"] / decoding),
+        result("training pass / its matrix products", training, least["training"], least["training"] / training),
+    ]
+    if gpu:
+        used = torch.cuda.max_memory_allocated() / 1e9
+        rows.append(result("worst moment / 80 GB", used, 80, 80 / used, "GB"))
+        rows.append(result("worst moment / budget.Plan", used, plan.peak() / 1e9, plan.peak() / 1e9 / used, "GB"))
+    return rows
+
+
+def row_step(work: Work) -> list[dict]:
     """One GRPO step through the mixture against TRL's GRPOTrainer with KL: 64 completions, LoRA of the same rank.
 
     Both go through their own whole step (sampling, rewards, loss, optimiser); medians over steps, not in turns."""
@@ -171,14 +299,14 @@ def row_step(shape: str, runs: int) -> list[dict]:
     from logitmix_lite.presets import load_preset
     from logitmix_lite.train import train
 
-    if shape != "smol" or not fetched():
+    if not work.real:
         raise SystemExit("the row `step` needs SmolLM2: python -m logitmix_lite fetch smol")
-    task = load_task("words", train=PROMPTS * (runs + 1))
+    task = load_task("words", train=work.prompts * (work.runs + 1))
     with tempfile.TemporaryDirectory() as folder:
         # the untrained model hardly ever ends within 48 tokens; with one test problem, the time is that of the steps
         preset = load_preset(
-            "smol", anchor="base", prompts=PROMPTS, samples=SAMPLES, max_new_tokens=NEW, steps=runs + 1, test_size=1,
-            eval_every=10**6, microbatch_tokens=4096,
+            "smol", anchor="base", lora_rank=RANK, lora_alpha=2 * RANK, lora_blocks=0, prompts=work.prompts,
+            samples=work.samples, max_new_tokens=work.new, steps=work.runs + 1, test_size=1, eval_every=10**6,
         )  # fmt: skip
         train(preset, "fixed", f"{folder}/ours")
         lines = [json.loads(line) for line in open(f"{folder}/ours/metrics.jsonl")]
@@ -196,7 +324,8 @@ def row_step(shape: str, runs: int) -> list[dict]:
                 for p in task.train]  # fmt: skip
         config = GRPOConfig(
             output_dir=f"{folder}/trl", per_device_train_batch_size=32, gradient_accumulation_steps=2,
-            num_generations=SAMPLES, max_completion_length=NEW, beta=0.04, max_steps=runs + 1, learning_rate=1e-4,
+            num_generations=work.samples, max_completion_length=work.new, beta=0.04, max_steps=work.runs + 1,
+            learning_rate=1e-4,
             use_cpu=default_device() == "cpu", report_to=[], save_strategy="no", logging_steps=1000, bf16=False,
             gradient_checkpointing=False, disable_tqdm=True,
         )  # fmt: skip
@@ -212,11 +341,10 @@ def row_step(shape: str, runs: int) -> list[dict]:
         trainer.train()
     peer = [b - a for a, b in zip(ends[1:], ends[2:], strict=False)] or [ends[1] - ends[0]]
     mine, theirs = statistics.median(ours), statistics.median(peer)
-    return [{"row": "GRPO step, mixing / TRL GRPOTrainer, KL", "ours_s": mine, "peer_s": round(theirs, 3),
-             "ratio": round(theirs / mine, 2), "better": "higher"}]  # fmt: skip
+    return [result("GRPO step, mixing / TRL GRPOTrainer, KL", mine, theirs, theirs / mine)]
 
 
-def row_logprobs(shape: str, runs: int) -> list[dict]:
+def row_logprobs(work: Work) -> list[dict]:
     """`token_logprobs` forward and backward against the full log-softmax: 2,048 tokens, D 1,536, V 151,936, float32."""
 
     def child(kind: str) -> tuple[float, float]:
@@ -224,16 +352,13 @@ def row_logprobs(shape: str, runs: int) -> list[dict]:
         out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
         return tuple(json.loads(out))
 
-    pairs = [(child("chunked"), child("full")) for _ in range(runs)]
-    row = {"ours_s": round(statistics.median(a[0] for a, _ in pairs), 3),
-           "peer_s": round(statistics.median(b[0] for _, b in pairs), 3)}  # fmt: skip
-    times = statistics.median(b[0] / a[0] for a, b in pairs)
-    memory = statistics.median(b[1] / a[1] for a, b in pairs)
-    return [
-        {"row": "full log-softmax / token_logprobs, time", **row, "ratio": round(times, 2), "better": "higher"},
-        {"row": "full log-softmax / token_logprobs, extra peak MiB", "ours_s": round(pairs[0][0][1]),
-         "peer_s": round(pairs[0][1][1]), "ratio": round(memory, 1), "better": "higher"},
-    ]  # fmt: skip
+    pairs = [(child("chunked"), child("full")) for _ in range(work.runs)]
+    rows = []
+    for place, (what, unit) in enumerate((("time", "s"), ("extra peak memory", "MiB"))):
+        mine, theirs = (statistics.median(side[place] for side in sides) for sides in zip(*pairs, strict=True))
+        ratio = statistics.median(b[place] / a[place] for a, b in pairs)
+        rows.append(result(f"token_logprobs / full log-softmax, {what}", mine, theirs, ratio, unit))
+    return rows
 
 
 def logprobs_child(kind: str) -> None:
@@ -251,24 +376,37 @@ def logprobs_child(kind: str) -> None:
     print(json.dumps([seconds, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024]))
 
 
-ROWS = {"rollout": row_rollout, "training": row_training, "logprobs": row_logprobs, "step": row_step}
+ROWS = {name.removeprefix("row_"): row for name, row in list(globals().items()) if name.startswith("row_")}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", default="rollout,training,logprobs", help=f"of {', '.join(ROWS)}")
-    parser.add_argument("--runs", type=int, default=5, help="paired runs a row")
-    parser.add_argument("--shape", choices=["smol", "qwen-1.5b"], default="smol")
+    parser.add_argument("--shape", choices=list(budget.SIZES), default=Work.shape)
+    parser.add_argument("--prompts", type=int, default=Work.prompts, help="different prompts (default: 8)")
+    parser.add_argument("--samples", type=int, default=Work.samples, help="completions a prompt (default: 8)")
+    parser.add_argument("--new", type=int, default=Work.new, help="tokens a completion (default: 48)")
+    parser.add_argument("--runs", type=int, default=Work.runs, help="paired runs a row (default: 5)")
+    parser.add_argument("--out", help="JSON file for the table, with versions and hardware")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
         return logprobs_child(args.child)
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {default_device()}, {args.shape}, "
-          f"{'its weights' if args.shape == 'smol' and fetched() else 'random weights'}, "
-          f"{PROMPTS} x {SAMPLES} completions of {NEW} tokens, medians of {args.runs}")  # fmt: skip
+    unknown = [name for name in args.rows.split(",") if name not in ROWS]
+    if unknown:
+        parser.error(f"no row {unknown[0]!r}: choose of {', '.join(ROWS)}")
+    work = Work(args.shape, args.prompts, args.samples, args.new, args.runs)
+    print(f"{hardware()}, torch {torch.__version__}: {work.shape} with {'its' if work.real else 'random'} weights, "
+          f"{work.prompts} x {work.samples} completions of {work.new} tokens, medians of {work.runs}")  # fmt: skip
+    found = []
     for name in args.rows.split(","):
-        for row in ROWS[name](args.shape, args.runs):
-            print(f"{row['row']:52s} ours {row['ours_s']:8} peer {row['peer_s']:8} ratio {row['ratio']:6}", flush=True)
+        for row in ROWS[name](work):
+            print(f"{row['row']:72s} {row['ours']:8} against {row['peer']:8} {row['unit']:3s} ratio {row['ratio']:6}",
+                  flush=True)  # fmt: skip
+            found.append(row)
+    if args.out:
+        made_by = {"hardware": hardware(), "versions": {name: version(name) for name in PACKAGES}}
+        Path(args.out).write_text(json.dumps(asdict(work) | made_by | {"rows": found}, indent=2) + "\n")
 
 
 if __name__ == "__main__":
