@@ -58,12 +58,14 @@ def _stack(route: Route, first: bool, block: nn.Module, args: tuple, kwargs: dic
 
 
 def _routed_forward(layer: nn.Module, route: Route, x: Tensor) -> Tensor:
-    out = layer.base_layer(x)
-    if route.names == (None,):
-        return out
-    parts = zip(route.names, x.chunk(len(route.names)), out.chunk(len(route.names)), strict=True)
-    parts = [base + _update(layer, name, part) if name in layer.lora_A else base for name, part, base in parts]
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
+    out, size = layer.base_layer(x), len(x) // len(route.names)
+    for k, name in enumerate(route.names):
+        if name in layer.lora_A:
+            if len(route.names) == 1:
+                return out + _update(layer, name, x)
+            rows = slice(k * size, (k + 1) * size)
+            out[rows] += _update(layer, name, x[rows])  # in place: a copy of all parts would cost more than the update
+    return out
 
 
 def _update(layer: nn.Module, name: str, x: Tensor) -> Tensor:

@@ -27,11 +27,12 @@ LORA_LAYERS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "
 def locate(source: str | Path) -> str:
     """The folder of a named model, or the name itself where it is a folder or a model of the Hub.
 
-    Names: tiny-base and tiny-anchor (in data/tiny), smol (made by `fetch smol`)."""
+    Names: tiny-base, tiny-anchor and smol-anchor (an adapter), which are in data/, and smol, made by `fetch smol`."""
     known = {
         "tiny-base": (DATA / "tiny" / "base", "python -m logitmix_lite tiny"),
         "tiny-anchor": (DATA / "tiny" / "anchor", "python -m logitmix_lite tiny"),
         "smol": (HOME / "smol", "python -m logitmix_lite fetch smol"),
+        "smol-anchor": (DATA / "smol" / "anchor", "python -m logitmix_lite sft --preset smol"),
     }
     if str(source) not in known:
         return str(source)

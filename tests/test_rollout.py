@@ -32,7 +32,7 @@ def members_of(kind):
     """theta and ref, in float64."""
     if kind == "pair":
         return [make_model(seed=seed, vocab=4).double() for seed in (0, 1)]
-    theta, ref = (make_lora_pair(vocab=4).double() for _ in range(2))
+    theta, ref = (make_lora_pair(vocab=4, blocks=[1] if kind == "late" else None).double() for _ in range(2))
     theta.set_adapter("theta")
     ref.set_adapter("ref")
     return [theta, ref]
@@ -260,7 +260,7 @@ def test_shared_prompts_give_the_gradient_of_whole_sequences(arch, kind, rule, r
     rollouts = rollout(mixture, PROMPTS, samples=3, max_new_tokens=9, seed=1, eos=ENDS)
     rows = torch.tensor([8, 1, 2, 0, 7])  # an uneven choice, which leaves out one prompt
     weights = torch.randn(rollouts.mask.shape, generator=torch.Generator().manual_seed(0))
-    mark = ".theta." if kind == "lora" else "members.0"
+    mark = "members.0" if kind == "pair" else ".theta."
     theta = [p for name, p in mixture.named_parameters() if mark in name]
     whole = torch.zeros(rollouts.mask.shape)
     for row in rows.tolist():

@@ -1,7 +1,9 @@
-"""The tiny world: a tokenizer that loses nothing, and two shipped models with opposite gifts."""
+"""The tiny world: a tokenizer that loses nothing, and two shipped models with opposite gifts. SmolLM2's anchor."""
 
+import json
 import random
 import re
+from pathlib import Path
 
 from transformers import AutoTokenizer
 
@@ -54,3 +56,11 @@ def test_tiny_world_has_its_complementarity():
     rows = base.records()
     assert sum(row["number"] for row in rows) / 200 == base.number_rate
     assert base.summary()["format_rate_95"][1] < 0.12
+
+
+def test_the_shipped_anchor_of_smollm2_is_what_its_preset_makes():
+    preset = load_preset("smol")
+    adapter = json.loads((Path(locate(preset.anchor)) / "adapter_config.json").read_text())
+    assert adapter["base_model_name_or_path"] == preset.base
+    assert (adapter["r"], adapter["lora_alpha"]) == (preset.lora_rank, preset.lora_alpha)
+    assert adapter["layers_to_transform"] == list(range(30 - preset.lora_blocks, 30))

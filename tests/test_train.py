@@ -271,20 +271,30 @@ def test_full_disk_keeps_the_checkpoint(tmp_path, monkeypatch):
     assert not list((tmp_path / "run").glob("*.tmp"))
 
 
-def test_lora_from_sft_to_training(tmp_path):
+@pytest.mark.parametrize("blocks", [0, 1])
+def test_lora_from_sft_to_training(tmp_path, blocks):
     """One backbone, two adapters: the anchor adapter stays what sft made, and the run can be resumed and loaded."""
-    preset = small(lora_rank=4, sft_steps=3, sft_demos=16, sft_batch=8)
+    lora = dict(lora_rank=4, lora_blocks=blocks)
+    preset = small(**lora, sft_steps=3, sft_demos=16, sft_batch=8)
     adapter = sft(preset, tmp_path / "anchor")
     assert read_metrics(tmp_path / "anchor")[-1]["step"] == 3
-    preset = small(lora_rank=4, anchor=str(adapter))
+    preset = small(**lora, anchor=str(adapter))
     whole = train(preset, "grpo-kl", tmp_path / "whole")
-    train(small(lora_rank=4, anchor=str(adapter), steps=2), "grpo-kl", tmp_path / "parts")
+    train(small(**lora, anchor=str(adapter), steps=2), "grpo-kl", tmp_path / "parts")
     parts = train(preset, "grpo-kl", tmp_path / "parts", resume=True)
     assert {k: v for k, v in whole.items() if k != "seconds"} == {k: v for k, v in parts.items() if k != "seconds"}
     ref = load_file(tmp_path / "parts" / "final" / "ref" / "adapter_model.safetensors")
     assert same(ref, load_file(adapter / "adapter_model.safetensors"))
     assert load_policy(tmp_path / "parts" / "final").adapters == ["theta", "ref"]
-    train(small(lora_rank=4, anchor="base"), "fixed", tmp_path / "base-anchor")
+    theta = load_file(tmp_path / "parts" / "final" / "theta" / "adapter_model.safetensors")
+    assert {name.split(".layers.")[1][0] for name in theta} == set("3" if blocks else "0123")
+    train(small(**lora, anchor="base"), "fixed", tmp_path / "base-anchor")
+
+
+def test_more_adapted_blocks_than_there_are(tmp_path):
+    with pytest.raises(ValueError, match="has 4 blocks, no adapter fits on the last 5"):
+        train(small(lora_rank=4, lora_blocks=5, anchor="base"), "fixed", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_sft_loss_is_that_of_transformers_on_completion_tokens_only(tmp_path):
