@@ -64,7 +64,7 @@ def _routed_forward(layer: nn.Module, route: Route, x: Tensor) -> Tensor:
             if len(route.names) == 1:
                 return out + _update(layer, name, x)
             rows = slice(k * size, (k + 1) * size)
-            out[rows] += _update(layer, name, x[rows])  # in place: a copy of all parts would cost more than the update
+            out[rows].add_(_update(layer, name, x[rows]))  # in place: copying all parts would cost more than the update
     return out
 
 
