@@ -14,7 +14,11 @@ PROGRAM = "python -m logitmix_lite"
 
 def main(arguments: list[str] | None = None) -> None:
     parser, commands = make_parser()
-    args = parser.parse_args(arguments)
+    args, others = parser.parse_known_args(arguments)
+    if args.command == "bench":
+        args.flags = others
+    elif others:
+        commands.choices[args.command].error(f"unrecognized arguments: {' '.join(others)}")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
@@ -83,8 +87,7 @@ def make_parser():
     report = command("report", "tables and figures of the runs below a folder")
     report.add_argument("folder")
     report.add_argument("--out", help="folder of the report (default: FOLDER/report)")
-    bench = command("bench", "speed and memory against transformers and TRL (tests/benchmarks/speed.py)")
-    bench.add_argument("flags", nargs=argparse.REMAINDER, help="passed on; see `bench -- --help`")
+    command("bench", "speed and memory against transformers and TRL; all flags are those of tests/benchmarks/speed.py")
     return parser, commands
 
 
@@ -207,7 +210,7 @@ def run_bench(args) -> None:
     script = Path(__file__).resolve().parents[1] / "tests" / "benchmarks" / "speed.py"
     if not script.exists():
         raise OSError("the benchmarks are in the repository, not in an installed package: clone it and install with -e")
-    sys.exit(subprocess.call([sys.executable, script, *[flag for flag in args.flags if flag != "--"]]))
+    sys.exit(subprocess.call([sys.executable, script, *args.flags]))
 
 
 COMMANDS = {

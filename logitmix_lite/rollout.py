@@ -128,11 +128,11 @@ def sample(logits: Tensor, temperature: float, uniform: Tensor) -> tuple[Tensor,
 
     The token is where the cumulative distribution passes `uniform`; summed in float64, or rounding would shift it."""
     precise = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    logp = (precise / (temperature or 1.0)).log_softmax(-1)
+    logp = (precise if temperature in (0, 1) else precise / temperature).log_softmax(-1)
     if temperature == 0:
         tokens = logp.argmax(-1)
     else:
-        cumulative = logp.exp().double().cumsum(-1)
+        cumulative = logp.exp().double().cumsum_(-1)
         tokens = torch.searchsorted(cumulative, uniform[:, None] * cumulative[:, -1:], right=True).squeeze(-1)
         tokens = tokens.clamp(max=logits.shape[-1] - 1)
     return tokens, logp.gather(-1, tokens[:, None]).squeeze(-1)

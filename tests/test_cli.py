@@ -110,6 +110,12 @@ def test_help(command, capsys):
     assert stop.value.code == 0 and command in capsys.readouterr().out
 
 
+def test_bench_passes_its_flags_on(capfd):
+    with pytest.raises(SystemExit) as stop:
+        main(["bench", "--rows", "rollout,nonsense", "--runs", "1"])
+    assert stop.value.code == 2 and "no row 'nonsense': choose of rollout, training" in capfd.readouterr().err
+
+
 def test_train_sweep_evaluate_report(tmp_path, capsys):
     small = TRAIN[3:]
     main(["sweep", "--methods", "fixed,grpo", "--seeds", "0,1", *small, "--out", str(tmp_path / "runs")])

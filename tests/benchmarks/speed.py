@@ -24,7 +24,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -101,7 +102,8 @@ def prompts(work: Work) -> list[list[int]]:
 
 def sample(mixture: Mixture, work: Work, keep=False):
     """A rollout in which nothing ends early."""
-    return rollout(mixture, prompts(work), samples=work.samples, max_new_tokens=work.new, eos=[], pad=0, keep=keep)
+    rows = [[token % mixture.config.vocab_size for token in row] for row in prompts(work)]  # a small vocabulary's too
+    return rollout(mixture, rows, samples=work.samples, max_new_tokens=work.new, eos=[], pad=0, keep=keep)
 
 
 class SecondModel(LogitsProcessor):
@@ -143,16 +145,22 @@ def clock(work) -> float:
     return time.perf_counter() - start
 
 
-def compare(name: str, ours: Callable, peer: Callable, runs: int) -> dict:
-    """Median of `peer / ours` over runs in turns, after one of each that does not count."""
-    ours(), peer()
-    pairs = [(clock(ours), clock(peer)) for _ in range(runs)]
-    mine, theirs = (statistics.median(side) for side in zip(*pairs, strict=True))
-    return result(name, mine, theirs, statistics.median(b / a for a, b in pairs))
+def rounds(sides: dict[str, Callable], runs: int) -> dict[str, list[float]]:
+    """Seconds of each side in each of `runs` rounds, in turns, after one round that does not count."""
+    for side in sides.values():
+        side()
+    times = [{name: clock(side) for name, side in sides.items()} for _ in range(runs)]
+    return {name: [turn[name] for turn in times] for name in sides}
+
+
+def compare(name: str, ours: list[float], peer: list[float], unit: str = "s") -> dict:
+    """A line of the table from measurements of both sides, in pairs."""
+    ratio = statistics.median(b / a for a, b in zip(ours, peer, strict=True))
+    return result(name, statistics.median(ours), statistics.median(peer), ratio, unit)
 
 
 def result(name: str, ours: float, peer: float, ratio: float, unit: str = "s") -> dict:
-    """A line of the table. ours, peer: medians; ratio: peer / ours, paired, so that more is better for us."""
+    """A line of the table; ratio: peer / ours, so that more is better for us."""
     return {"row": name, "ours": float(f"{ours:.4g}"), "peer": float(f"{peer:.4g}"), "unit": unit,
             "ratio": round(ratio, 2)}  # fmt: skip
 
@@ -166,18 +174,19 @@ def row_rollout(work: Work) -> list[dict]:
     mask = torch.tensor([[0] * (longest - len(r)) + [1] * len(r) for r in rows for _ in range(work.samples)])
     mask = mask.to(plain.device)
 
-    def one():
-        return generate(plain, ids, mask, work.new)
-
-    def processor():
-        return generate(plain, ids, mask, work.new, [SecondModel(second, mask)])
-
     assert sample(mixture, work).completions.shape == (work.prompts * work.samples, work.new)
+    times = rounds({
+        "mixed": lambda: sample(mixture, work),
+        "late": lambda: sample(late, work),
+        "one": lambda: generate(plain, ids, mask, work.new),
+        "processor": lambda: generate(plain, ids, mask, work.new, [SecondModel(second, mask)]),
+    }, work.runs)  # fmt: skip
     third = "mixed rollout, adapters on a third of the blocks"
     return [
-        compare("mixed rollout / generate, one policy", lambda: sample(mixture, work), one, work.runs),
-        compare("mixed rollout / generate + logits processor", lambda: sample(mixture, work), processor, work.runs),
-        compare(f"{third} / generate, one policy", lambda: sample(late, work), one, work.runs),
+        compare("mixed rollout / generate, one policy", times["mixed"], times["one"]),
+        compare("mixed rollout / generate + logits processor", times["mixed"], times["processor"]),
+        compare(f"{third} / generate, one policy", times["late"], times["one"]),
+        compare(f"{third} / generate + logits processor", times["late"], times["processor"]),
     ]
 
 
@@ -198,48 +207,45 @@ def row_training(work: Work) -> list[dict]:
     mixture, late = policies(work), policies(work, blocks=budget.shape(work.shape).num_hidden_layers // 3)
     rollouts = {m: sample(m, work, keep=True) for m in (mixture, late)}
 
-    def kept():
-        learn(mixture, rollouts[mixture])
-
-    def again():
-        learn(mixture, rollouts[mixture], kept=False)
-
     def one():
         with mixture.using((1, 0)):
             learn(mixture, rollouts[mixture], kept=False)
 
+    times = rounds({
+        "kept": lambda: learn(mixture, rollouts[mixture]),
+        "again": lambda: learn(mixture, rollouts[mixture], kept=False),
+        "late": lambda: learn(late, rollouts[late]),
+        "one": one,
+    }, work.runs)  # fmt: skip
     third = "mixed training pass, adapters on a third of the blocks"
     return [
-        compare("mixed training pass, ref kept / one policy's", kept, one, work.runs),
-        compare("the same / mixed, ref run again", kept, again, work.runs),
-        compare(f"{third} / one policy's, on all", lambda: learn(late, rollouts[late]), one, work.runs),
+        compare("mixed training pass, ref kept / one policy's", times["kept"], times["one"]),
+        compare("the same / mixed, ref run again", times["kept"], times["again"]),
+        compare(f"{third} / one policy's, on all", times["late"], times["one"]),
     ]
 
 
 def row_sizes(work: Work) -> list[dict]:
-    """A mixed rollout of another size against the one of the usual size: how cost grows with each size."""
-    usual, rows = policies(work), []
-
-    def against(what: str, factor: float, mixture: Mixture, other: Work, base: Mixture):
-        found = compare(what, lambda: sample(mixture, other), lambda: sample(base, work), max(1, work.runs // 2))
-        cost = found["ours"] / found["peer"]
-        rows.append(found | {"row": f"{what}: {factor:g} times the size costs {cost:.2f} times as much"})
-
-    count = work.prompts * work.samples
+    """How the cost of a mixed rollout grows with each size. peer: the usual size, measured in the same rounds."""
+    vocabulary, usual = budget.shape(work.shape).vocab_size, policies(work)
+    count, drawn = work.prompts * work.samples, policies(work, vocabulary=vocabulary)
+    others = {}
     for factor in (0.5, 2):
-        other = Work(work.shape, work.prompts, int(factor * work.samples), work.new)
-        against(f"{other.prompts * other.samples} completions instead of {count}", factor, usual, other, usual)
-    for factor in (0.5, 2, 4):
-        other = Work(work.shape, work.prompts, work.samples, int(factor * work.new))
-        against(f"{other.new} tokens instead of {work.new}", factor, usual, other, usual)
-    for members in (1, 3):
-        against(f"{members} members instead of 2", members / 2, policies(work, members), work, usual)
-    vocabulary = budget.shape(work.shape).vocab_size
-    base = policies(work, vocabulary=vocabulary)
-    for factor in (0.25, 3):
-        size = int(factor * vocabulary)
-        other = policies(work, vocabulary=size)
-        against(f"vocabulary of {size} instead of {vocabulary}", factor, other, work, base)
+        samples, new = int(factor * work.samples), int(factor * work.new)
+        others |= {
+            f"{work.prompts * samples} completions instead of {count}": (factor, usual, replace(work, samples=samples)),
+            f"{new} tokens each instead of {work.new}": (factor, usual, replace(work, new=new)),
+            f"{int(2 * factor)} members instead of 2": (factor, policies(work, int(2 * factor)), work),
+            f"vocabulary of {int(factor * vocabulary)} instead of {vocabulary}": (
+                factor, policies(work, vocabulary=int(factor * vocabulary)), work
+            ),
+        }  # fmt: skip
+    sides = {what: partial(sample, mixture, size) for what, (_, mixture, size) in others.items()}
+    sides |= {"usual": lambda: sample(usual, work), "usual vocabulary": lambda: sample(drawn, work)}
+    times, rows = rounds(sides, work.runs), []
+    for what, (factor, _, _) in others.items():
+        row = compare(what, times[what], times["usual vocabulary" if "vocabulary" in what else "usual"])
+        rows.append(row | {"row": f"{what}: {factor:g} times as much costs {1 / row['ratio']:.2f} times the time"})
     return rows
 
 
@@ -353,12 +359,11 @@ def row_logprobs(work: Work) -> list[dict]:
         return tuple(json.loads(out))
 
     pairs = [(child("chunked"), child("full")) for _ in range(work.runs)]
-    rows = []
-    for place, (what, unit) in enumerate((("time", "s"), ("extra peak memory", "MiB"))):
-        mine, theirs = (statistics.median(side[place] for side in sides) for sides in zip(*pairs, strict=True))
-        ratio = statistics.median(b[place] / a[place] for a, b in pairs)
-        rows.append(result(f"token_logprobs / full log-softmax, {what}", mine, theirs, ratio, unit))
-    return rows
+    ours, peer = (list(zip(*side, strict=True)) for side in zip(*pairs, strict=True))
+    return [
+        compare(f"token_logprobs / full log-softmax, {what}", ours[k], peer[k], unit)
+        for k, (what, unit) in enumerate((("time", "s"), ("extra peak memory", "MiB")))
+    ]
 
 
 def logprobs_child(kind: str) -> None:
