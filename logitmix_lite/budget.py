@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from peft import get_peft_model
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 from .mixture import Mixture
@@ -71,7 +72,7 @@ class Plan:
         layers, tokens = self.share * c.num_hidden_layers, self.microbatch_tokens
         states = tokens * c.hidden_size
         # logits and softmax of a chunk; the states that the head is applied to, and their gradient
-        scoring = 8 * min(tokens * c.vocab_size, 2**24) + 7 * states * size
+        scoring = 8 * min(tokens * c.vocab_size, 2**25) + 7 * states * size
         if not self.rank:  # two heads as one, and its gradient in float32
             scoring += c.vocab_size * c.hidden_size * (2 * size + 16)
         # recomputed: each block's input, and beside them whichever is larger, the scoring or one block's backward pass
@@ -139,6 +140,16 @@ def activations(plan: Plan) -> tuple[float, float]:
     return two - one, max(0.0, 2 * one - two)
 
 
+class SizesOnly(TorchDispatchMode):
+    """Leaves matrix products uncomputed, at their right size: many CPUs need minutes for those of 7B in bfloat16."""
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        if operation in (torch.ops.aten.mm.default, torch.ops.aten.addmm.default):
+            left, right = args[-2:]
+            return left.new_zeros(left.shape[0], right.shape[1])
+        return operation(*args, **(kwargs or {}))
+
+
 def kept_for_backward(plan: Plan, layers: int, new: int = 32) -> float:
     """Bytes a completion's token that autograd keeps of a model with `layers` blocks, without its head; prompts are as
     long, beside the completions, as in the plan."""
@@ -160,7 +171,7 @@ def kept_for_backward(plan: Plan, layers: int, new: int = 32) -> float:
     prompt = torch.zeros(1, max(1, round(new * plan.prompt / plan.new)), dtype=torch.long)
     completions = torch.zeros(plan.samples, new, dtype=torch.long)
     mixture = Mixture([model], [1.0], adapters=["default"] if plan.rank else None)
-    with torch.autograd.graph.saved_tensors_hooks(count, lambda x: x):
+    with SizesOnly(), torch.autograd.graph.saved_tensors_hooks(count, lambda x: x):
         completion_logprobs(
             mixture, prompt, torch.ones_like(prompt), completions, torch.ones_like(completions),
             place=torch.zeros(plan.samples, dtype=torch.long),

@@ -47,11 +47,11 @@ def token_logprobs(hidden: Tensor, weight: Tensor, tokens: Tensor, chunk: int | 
     """`log_softmax(hidden @ weight.T)` at `tokens`, in float32 or better, without ever holding `[N, V]`.
 
     hidden `[N, D]`, weight `[V, D]`, tokens `[N]` to `[N]`; exact gradients to `hidden` and, where it is trainable, to
-    `weight`. `chunk` rows of logits exist at a time (default: as many as make 64 MiB).
+    `weight`. `chunk` rows of logits exist at a time (default: as many as make 128 MiB).
 
     The trick: the gradient of a row's log-prob with respect to its hidden state, `W[token] - softmax @ W`, does not
     depend on what comes after, so the forward pass computes it while the logits of the chunk are still at hand."""
-    chunk = chunk or max(1, 2**24 // weight.shape[0])
+    chunk = chunk or max(1, 2**25 // weight.shape[0])
     return _TokenLogprobs.apply(hidden, weight, tokens, chunk)
 
 
@@ -67,7 +67,7 @@ class _TokenLogprobs(torch.autograd.Function):
             log_normaliser = logits.logsumexp(-1, keepdim=True)
             logps[rows] = (logits.gather(-1, tokens[rows, None]) - log_normaliser).squeeze(-1)
             if jacobian is not None:
-                probs = (logits - log_normaliser).exp_()
+                probs = logits.sub_(log_normaliser).exp_()  # in place: the logits are not needed any more
                 jacobian[rows] = weight[tokens[rows]] - probs.to(weight.dtype) @ weight
         ctx.save_for_backward(hidden, weight, tokens, jacobian)
         ctx.chunk = chunk
