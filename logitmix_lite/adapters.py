@@ -28,6 +28,8 @@ def route_adapters(model: PeftModel) -> Route:
     the same function that drew them."""
     blocks = [module for module in model.modules() if isinstance(module, Block)]
     adapted = [any(isinstance(layer, LoraLinear) for layer in block.modules()) for block in blocks]
+    if not any(adapted):
+        raise ValueError("no block of this model has a plain LoRA layer: adapt some of its linear layers")
     route = Route(adapted.index(True))
     for layer in model.modules():
         if isinstance(layer, LoraLinear):

@@ -61,7 +61,8 @@ class Plan:
     @property
     def share(self) -> float:
         """Of the blocks, those from the first adapter on: there are two policies, and there gradients go."""
-        return (self.blocks or self.config.num_hidden_layers) / self.config.num_hidden_layers
+        depth = self.config.num_hidden_layers
+        return (self.blocks if self.rank and self.blocks else depth) / depth
 
     def memory(self) -> dict[str, float]:
         """Bytes by what holds them. What is never there at the same time is not added up: see `peak`."""

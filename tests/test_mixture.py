@@ -3,6 +3,7 @@
 import pytest
 import torch
 from conftest import ARCHITECTURES, make_lora_pair, make_mixture, make_model
+from peft import LoraConfig, get_peft_model
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, pipeline
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -256,6 +257,9 @@ def test_alpha_and_adapters_that_cannot_be():
             make_mixture().alpha = alpha
     with pytest.raises(ValueError, match="no adapter named .*other"):
         Mixture([make_lora_pair()], adapters=["theta", "other"])
+    words = get_peft_model(make_model(), LoraConfig(target_modules=["embed_tokens"]), "theta")
+    with pytest.raises(ValueError, match="no block of this model has a plain LoRA layer"):
+        Mixture([words], adapters=["theta"])
     with pytest.raises(ValueError, match="one PEFT model"):
         Mixture([make_model()], adapters=["theta"])
 
