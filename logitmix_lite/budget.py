@@ -4,13 +4,12 @@ import copy
 from dataclasses import dataclass
 
 import torch
-from peft import get_peft_model
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 from .mixture import Mixture
-from .models import lora_config
+from .models import add_lora
 from .rollout import completion_logprobs
 
 SAMPLING = 32  # bytes for each number in [rows, vocabulary] while a token is drawn: logits, log-probs, sums in float64
@@ -123,7 +122,7 @@ def adapter_parameters(config: PreTrainedConfig, rank: int) -> int:
     """Weights of one LoRA adapter on all linear layers of the blocks."""
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
-        adapted = get_peft_model(model, lora_config(rank, rank, range(config.num_hidden_layers)))
+        adapted = add_lora(model, rank, rank)
     return sum(p.numel() for name, p in adapted.named_parameters() if "lora_" in name)
 
 
@@ -161,7 +160,7 @@ def kept_for_backward(plan: Plan, layers: int, new: int = 32) -> float:
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(small, dtype=plan.dtype)
         if plan.rank:
-            model = get_peft_model(model, lora_config(plan.rank, plan.rank, range(layers)))
+            model = add_lora(model, plan.rank, plan.rank)
     model.to_empty(device="cpu")  # only sizes matter, so the weights stay what the memory held
     weights, kept = {p.untyped_storage().data_ptr() for p in model.parameters()}, {}
 
@@ -171,7 +170,7 @@ def kept_for_backward(plan: Plan, layers: int, new: int = 32) -> float:
 
     prompt = torch.zeros(1, max(1, round(new * plan.prompt / plan.new)), dtype=torch.long)
     completions = torch.zeros(plan.samples, new, dtype=torch.long)
-    mixture = Mixture([model], [1.0], adapters=["default"] if plan.rank else None)
+    mixture = Mixture([model], [1.0], adapters=["theta"] if plan.rank else None)
     with SizesOnly(), torch.autograd.graph.saved_tensors_hooks(count, lambda x: x):
         completion_logprobs(
             mixture, prompt, torch.ones_like(prompt), completions, torch.ones_like(completions),

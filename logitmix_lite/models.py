@@ -3,7 +3,7 @@
 import json
 import os
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -162,14 +162,11 @@ def add_lora(model: PreTrainedModel, rank: int, scale: int, blocks: int = 0, nam
     depth = model.config.num_hidden_layers
     if blocks > depth:
         raise ValueError(f"the model has {depth} blocks, no adapter fits on the last {blocks}: lower --lora-blocks")
-    return get_peft_model(model, lora_config(rank, scale, range(depth)[-blocks:]), adapter_name=name)
-
-
-def lora_config(rank: int, scale: int, blocks: Sequence[int]) -> LoraConfig:
-    """Adapters on all linear layers of these blocks."""
-    return LoraConfig(
-        r=rank, lora_alpha=scale, target_modules=LORA_LAYERS, layers_to_transform=list(blocks), task_type="CAUSAL_LM"
-    )
+    config = LoraConfig(
+        r=rank, lora_alpha=scale, target_modules=LORA_LAYERS, layers_to_transform=list(range(depth)[-blocks:]),
+        task_type="CAUSAL_LM",
+    )  # fmt: skip
+    return get_peft_model(model, config, adapter_name=name)
 
 
 def save_policy(model: PreTrainedModel | PeftModel, folder: Path, base: str) -> None:
