@@ -1,7 +1,7 @@
 """Logit averaging inside GRPO (arXiv:2605.20555): a frozen SFT policy and a trainable one, mixed token by token."""
 
 from .evaluate import evaluate
-from .grpo import group_advantages, grpo_loss, kl_k3, token_logprobs
+from .grpo import group_advantages, grpo_loss, kl_k3, token_distributions, token_logprobs
 from .mixing import contrastive, dexperts, mix_logits, mix_probs, product_of_experts
 from .mixture import Mixture
 from .models import load_model, load_policy, load_tokenizer
@@ -14,5 +14,5 @@ from .train import train
 __all__ = [
     "Mixture", "boxed", "contrastive", "dexperts", "evaluate", "grade", "group_advantages", "grpo_loss", "kl_k3",
     "load_model", "load_policy", "load_preset", "load_task", "load_tokenizer", "mix_logits", "mix_probs",
-    "product_of_experts", "rollout", "token_logprobs", "train",
+    "product_of_experts", "rollout", "token_distributions", "token_logprobs", "train",
 ]  # fmt: skip

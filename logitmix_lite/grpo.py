@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.utils.checkpoint import checkpoint
 
 
 def group_advantages(rewards: Tensor, eps: float = 1e-4) -> Tensor:
@@ -90,3 +91,23 @@ class _TokenLogprobs(torch.autograd.Function):
                 grad_weight -= (hidden[rows] @ weight.T).softmax(-1).T @ scaled[rows]
             grad_weight = grad_weight.to(weight.dtype)
         return grad_hidden, grad_weight, None, None
+
+
+def token_distributions(
+    hidden: Tensor, weight: Tensor, tokens: Tensor, ref_hidden: Tensor, chunk: int | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Log-prob of `tokens`, entropy, exact KL(policy || reference): each `[N]`, nats, without ever holding `[N, V]`.
+
+    hidden, ref_hidden `[N, D]`: what policy and reference find at each token; weight `[V, D]` is the output matrix of
+    both. Exact gradients to all of them: the backward pass makes the logits of each chunk once more."""
+    chunk = chunk or max(1, 2**24 // weight.shape[0])
+    pieces = zip(*(x.split(chunk) for x in (hidden, ref_hidden, tokens)), strict=True)
+    found = [checkpoint(_token_distributions, *rows, weight, use_reentrant=False) for rows in pieces]
+    return tuple(torch.cat(parts) for parts in zip(*found, strict=True))
+
+
+def _token_distributions(hidden, ref_hidden, tokens, weight):
+    precision = torch.promote_types(hidden.dtype, torch.float32)
+    logp, ref_logp = ((h @ weight.T).to(precision).log_softmax(-1) for h in (hidden, ref_hidden))
+    probs = logp.exp()
+    return logp.gather(-1, tokens[:, None]).squeeze(-1), -(probs * logp).sum(-1), (probs * (logp - ref_logp)).sum(-1)

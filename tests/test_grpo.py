@@ -10,7 +10,7 @@ import torch
 from torch.autograd import grad, gradcheck
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from logitmix_lite.grpo import group_advantages, grpo_loss, kl_k3, sequence_mean, token_logprobs
+from logitmix_lite.grpo import group_advantages, grpo_loss, kl_k3, sequence_mean, token_distributions, token_logprobs
 
 NAN, INF = math.nan, math.inf
 
@@ -193,6 +193,25 @@ def test_token_logprobs(chunk, grads):
     assert (hidden.grad is not None, weight.grad is not None) == grads
 
 
+@pytest.mark.parametrize("chunk", [None, 1, 3, N + 5])
+def test_token_distributions_against_loops(chunk):
+    hidden, weight, tokens = problem()
+    ref_hidden = (hidden.detach() + randn(*hidden.shape, seed=5, scale=0.3)).requires_grad_()
+    found = token_distributions(hidden, weight, tokens, ref_hidden, chunk)
+    for n, (logp, entropy, kl) in enumerate(zip(*found, strict=True)):
+        p, q = (np.exp((weight @ h[n]).detach().numpy()) for h in (hidden, ref_hidden))
+        p, q = p / p.sum(), q / q.sum()
+        assert logp.item() == pytest.approx(math.log(p[tokens[n]]), rel=1e-12)
+        assert entropy.item() == pytest.approx(-sum(x * math.log(x) for x in p), rel=1e-12)
+        assert kl.item() == pytest.approx(sum(x * math.log(x / y) for x, y in zip(p, q, strict=True)), rel=1e-10)
+    upstream = randn(3, N, seed=2)
+
+    def total(hidden, weight, ref_hidden):
+        return (torch.stack(token_distributions(hidden, weight, tokens, ref_hidden, chunk)) * upstream).sin().sum()
+
+    assert gradcheck(total, (hidden, weight, ref_hidden))
+
+
 def test_a_second_derivative_is_refused_instead_of_wrong():
     hidden, weight, tokens = problem()
     (first,) = grad(token_logprobs(hidden, weight, tokens).square().sum(), hidden, create_graph=True)
@@ -225,7 +244,13 @@ class Largest(TorchDispatchMode):
         return result
 
 
-@pytest.mark.parametrize("function, small", [(partial(token_logprobs, chunk=64), True), (naive, False)])
+def distributions(hidden, weight, tokens):
+    return sum(token_distributions(hidden, weight, tokens, hidden.detach() + 1, chunk=64))
+
+
+@pytest.mark.parametrize(
+    "function, small", [(partial(token_logprobs, chunk=64), True), (distributions, True), (naive, False)]
+)
 def test_logits_are_never_held_whole(function, small):
     rows, vocabulary = 4096, 1000
     hidden, weight = randn(rows, 16).requires_grad_(), randn(vocabulary, 16).requires_grad_()
