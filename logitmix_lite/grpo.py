@@ -1,5 +1,7 @@
 """The GRPO pieces: advantages (equation 4), token log-probs, the clipped loss (equations 5 and 6), the k3 estimate."""
 
+from collections.abc import Callable, Sequence
+
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
@@ -100,14 +102,20 @@ def token_distributions(
 
     hidden, ref_hidden `[N, D]`: what policy and reference find at each token; weight `[V, D]` is the output matrix of
     both. Exact gradients to all of them: the backward pass makes the logits of each chunk once more."""
-    chunk = chunk or max(1, 2**24 // weight.shape[0])
-    pieces = zip(*(x.split(chunk) for x in (hidden, ref_hidden, tokens)), strict=True)
-    found = [checkpoint(_token_distributions, *rows, weight, use_reentrant=False) for rows in pieces]
+
+    def distributions(hidden, ref_hidden, tokens):
+        precision = torch.promote_types(hidden.dtype, torch.float32)
+        logp, ref_logp = ((h @ weight.T).to(precision).log_softmax(-1) for h in (hidden, ref_hidden))
+        probs = logp.exp()
+        picked = logp.gather(-1, tokens[:, None]).squeeze(-1)
+        return picked, -(probs * logp).sum(-1), (probs * (logp - ref_logp)).sum(-1)
+
+    found = in_chunks(distributions, (hidden, ref_hidden, tokens), chunk or max(1, 2**24 // weight.shape[0]))
     return tuple(torch.cat(parts) for parts in zip(*found, strict=True))
 
 
-def _token_distributions(hidden, ref_hidden, tokens, weight):
-    precision = torch.promote_types(hidden.dtype, torch.float32)
-    logp, ref_logp = ((h @ weight.T).to(precision).log_softmax(-1) for h in (hidden, ref_hidden))
-    probs = logp.exp()
-    return logp.gather(-1, tokens[:, None]).squeeze(-1), -(probs * logp).sum(-1), (probs * (logp - ref_logp)).sum(-1)
+def in_chunks(function: Callable, rows: Sequence[Tensor], chunk: int) -> list:
+    """What `function` returns for each `chunk` rows of all tensors. Nothing that it makes on the way is kept: the
+    backward pass makes it once more."""
+    pieces = zip(*(x.split(chunk) for x in rows), strict=True)
+    return [checkpoint(function, *piece, use_reentrant=False) for piece in pieces]

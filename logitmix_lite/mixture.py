@@ -25,7 +25,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from .adapters import route_adapters
 from .caches import MixtureCache, PromptLayer
-from .grpo import token_logprobs
+from .grpo import in_chunks, token_logprobs
 from .mixing import RULES, pair_weights
 
 # Models that reshape their logits after the output matrix: mixing hidden states or chunking would miss that.
@@ -192,8 +192,7 @@ class Mixture(PreTrainedModel, GenerationMixin):
             state, weight = self._one_head(hidden)
             return token_logprobs(state / temperature, weight, tokens)
         size = max(1, 2**24 // self.config.vocab_size)
-        pieces = zip(tokens.split(size), *(h.split(size) for h in hidden), strict=True)
-        return torch.cat([checkpoint(self._score_piece, temperature, *p, use_reentrant=False) for p in pieces])
+        return torch.cat(in_chunks(partial(self._score_piece, temperature), (tokens, *hidden), size))
 
     def _score_piece(self, temperature, tokens, *hidden):
         logits = self.combine(list(hidden))
