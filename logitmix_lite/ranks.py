@@ -3,6 +3,7 @@
 Every rank holds all weights, samples and trains its share of the prompts, and adds up gradients with the others: the
 step is that of one process, whatever the number of ranks."""
 
+import os
 from collections.abc import Sequence
 
 import torch
@@ -12,9 +13,17 @@ from torch import Tensor
 
 
 class Ranks:
-    """This process among those of the run."""
+    """This process among those of the run.
+
+    Raises ValueError where `accelerate launch` was told to bring its own FSDP or DeepSpeed, which would go unused."""
 
     def __init__(self):
+        for name in ("FSDP", "DEEPSPEED"):
+            if os.environ.get(f"ACCELERATE_USE_{name}") == "true":
+                raise ValueError(
+                    f"accelerate's configuration asks for {name}, which would not be used: launch with one of "
+                    "configs/, and add --lora-rank 0 --shard to spread whole models (FSDP)"
+                )
         self.state = PartialState(cpu=not torch.cuda.is_available())
         self.rank, self.count = self.state.process_index, self.state.num_processes
         self.main = self.state.is_main_process

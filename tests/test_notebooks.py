@@ -45,6 +45,7 @@ def test_outputs_are_kept_and_clean(notebook):
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
     for cell in cells:
+        assert "execution" not in cell.metadata, "when and how long: of no use to a reader"
         assert not [out for out in cell.outputs if out.output_type == "error" or out.get("name") == "stderr"]
         assert not re.search(r"Warning|/home/|/tmp/|/root/|/work/|0x[0-9a-f]{6}| s/it|it/s", outputs(cell)), cell.source
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate.commands.config.config_args import load_config_from_file
 from safetensors.torch import load_file
 
 from logitmix_lite.runs import read_metrics
@@ -112,6 +113,22 @@ def test_shards_that_cannot_be_are_refused(tmp_path, flags, match):
     done = train(tmp_path / "run", "fixed", 1, "--shard", *flags)
     assert done.returncode != 0 and match in done.stderr and "Traceback" not in done.stderr
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["FSDP", "DEEPSPEED"])
+def test_a_launcher_that_brings_its_own_sharding_is_refused(tmp_path, monkeypatch, name):
+    monkeypatch.setenv(f"ACCELERATE_USE_{name}", "true")  # what `accelerate launch` sets
+    done = train(tmp_path / "run", "fixed", 1)
+    assert done.returncode != 0 and f"asks for {name}" in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["one-machine", "two-machines"])
+def test_accelerate_reads_the_shipped_configurations(name):
+    # load_config_from_file raises on keys it does not know
+    config = load_config_from_file(str(Path(__file__).parents[1] / "configs" / f"{name}.yaml"))
+    assert config.distributed_type == "MULTI_GPU" and config.mixed_precision == "no"
+    assert config.num_processes == 8 * config.num_machines
 
 
 def test_prompts_that_cannot_be_shared_are_refused(tmp_path):

@@ -238,7 +238,7 @@ def row_sizes(work: Work) -> list[dict]:
         others |= {
             f"{work.prompts * samples} completions instead of {count}": (factor, usual, replace(work, samples=samples)),
             f"{new} tokens each instead of {work.new}": (factor, usual, replace(work, new=new)),
-            f"{int(2 * factor)} members instead of 2": (factor, policies(work, int(2 * factor)), work),
+            f"{int(2 * factor)} policies mixed instead of 2": (factor, policies(work, int(2 * factor)), work),
             f"vocabulary of {int(factor * vocabulary)} instead of {vocabulary}": (
                 factor, policies(work, vocabulary=int(factor * vocabulary)), work
             ),
