@@ -144,6 +144,7 @@ def test_verdicts_of_runs_made_up_to_decide(tmp_path):
         ):  # fmt: skip
             write_grades(tmp_path, arm, method, seed, mixture=f"{right}/{every}/{right}")
     write_grades(tmp_path, "base-anchor", "fixed", 2, mixture=f"{every}/{every}/{every}")
+    write_grades(tmp_path, "grpo-kl-0.01", "grpo-kl", 0, mixture=f"{every}/{every}/{every}")  # one lucky seed
     (tmp_path / "mixing.csv").write_text(
         "rule,alpha,accuracy,accuracy_low,accuracy_high\nlogit,0.5,0.5,0.45,0.55\nprob,0.8,0.45,0.4,0.5\n"
         "logit,0.6,0.4,0.3,0.5\nprob,0.9,0.3,0.2,0.4\n"
