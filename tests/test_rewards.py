@@ -186,6 +186,7 @@ def test_a_comparison_that_fails_is_counted_and_never_right(monkeypatch):
     monkeypatch.setattr(rewards, "SECONDS", 0.5)
     found = grade(r"\boxed{10^{10^{10^{10}}}}", "11")
     assert found.failed and found.formatted and not found.correct
+    monkeypatch.undo()  # half a second may be too short for an easy one on a busy machine
     assert not grade(r"\boxed{2(x+3)}", "2x+6").failed and not grade(r"\boxed{2(x+3)}", "2x+7").failed
 
 
