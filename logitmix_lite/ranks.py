@@ -3,12 +3,11 @@
 Every rank holds all weights, samples and trains its share of the prompts, and adds up gradients with the others: the
 step is that of one process, whatever the number of ranks."""
 
-import os
 from collections.abc import Sequence
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import gather_object, reduce
+from accelerate.utils import gather_object, parse_flag_from_env, reduce
 from torch import Tensor
 
 
@@ -19,7 +18,7 @@ class Ranks:
 
     def __init__(self):
         for name in ("FSDP", "DEEPSPEED"):
-            if os.environ.get(f"ACCELERATE_USE_{name}") == "true":
+            if parse_flag_from_env(f"ACCELERATE_USE_{name}"):
                 raise ValueError(
                     f"accelerate's configuration asks for {name}, which would not be used: launch with one of "
                     "configs/, and add --lora-rank 0 --shard to spread whole models (FSDP)"
