@@ -20,9 +20,11 @@ from logitmix_lite.mixture import Mixture
 from logitmix_lite.models import load_model, load_tokenizer, locate, make_mixture
 from logitmix_lite.ranks import Ranks
 from logitmix_lite.runs import Run, batch_indices, read_config, read_metrics
+from logitmix_lite.schedules import Fixed
 from logitmix_lite.sft import fit, sft
 from logitmix_lite.tasks import encode_demo, load_task
-from logitmix_lite.train import METHODS, Trainer
+from logitmix_lite.train import METHODS
+from logitmix_lite.trainer import Trainer
 
 SMALL = dict(prompts=4, samples=4, steps=3, test_size=8, validation_size=8, eval_every=3, max_new_tokens=64)
 ANCHOR = Path(locate("tiny-anchor")) / "model.safetensors"
@@ -57,7 +59,8 @@ def trainer(tmp_path, method="fixed", **changes) -> Trainer:
         how.rule,
     )
     task = load_task("chain", train=100, validation=8, test=8)
-    return Trainer(mixture, load_tokenizer(preset.base), task, preset, how, 0, Run(tmp_path / "run", {}), Ranks())
+    schedule, beta, run = how.schedule(preset), how.beta(preset), Run(tmp_path / "run", {})
+    return Trainer(mixture, load_tokenizer(preset.base), task, preset, schedule, beta, 0, run, Ranks())
 
 
 def scored_batch(trainer, signal: bool = True):
@@ -246,7 +249,7 @@ def test_half_precision_backbone_has_the_gradient_of_single_precision(tmp_path):
         torch.manual_seed(0)
         mixture = make_mixture("base", "base", preset.base, 0.5, rank=4, dtype=dtype)
         task, tokenizer = load_task("chain", train=100, validation=8, test=8), load_tokenizer(preset.base)
-        run = Trainer(mixture, tokenizer, task, preset, METHODS["fixed"], 0, Run(tmp_path / dtype, {}), Ranks())
+        run = Trainer(mixture, tokenizer, task, preset, Fixed(0.5), 0.0, 0, Run(tmp_path / dtype, {}), Ranks())
         found = gradients(run)
         rollouts, advantages = scored_batch(trainer(tmp_path / f"sampler-{dtype}"))
         rollouts.kept = None
