@@ -6,7 +6,7 @@ rollout   a mixed rollout against `generate` of transformers, on one policy and 
 training  the training pass of the mixture against that of one policy
 logprobs  `token_logprobs` against a full log-softmax, time and memory
 step      a whole GRPO step against TRL's (needs `pip install trl`)
-sizes     what a mixed rollout costs with more completions, tokens, members and vocabulary
+sizes     what a mixed rollout costs at half and at twice the completions, tokens, policies and vocabulary
 limits    rollout and training against what this machine can do at best: bytes and products a second, both measured
 
 SmolLM2-135M if `python -m logitmix_lite fetch smol` has been run, else random weights of its shape. Other shapes have
@@ -157,9 +157,10 @@ def rounds(sides: dict[str, Callable], runs: int) -> dict[str, list[float]]:
 
 
 def compare(name: str, ours: list[float], peer: list[float], unit: str = "s") -> dict:
-    """A line of the table from measurements of both sides, in pairs."""
-    ratio = statistics.median(b / a for a, b in zip(ours, peer, strict=True))
-    return result(name, statistics.median(ours), statistics.median(peer), ratio, unit)
+    """A line of the table from measurements of both sides, in pairs. range: least and largest ratio of a pair."""
+    ratios = [b / a for a, b in zip(ours, peer, strict=True)]
+    row = result(name, statistics.median(ours), statistics.median(peer), statistics.median(ratios), unit)
+    return row | {"range": [round(min(ratios), 2), round(max(ratios), 2)]}
 
 
 def result(name: str, ours: float, peer: float, ratio: float, unit: str = "s") -> dict:
@@ -243,12 +244,13 @@ def row_sizes(work: Work) -> list[dict]:
                 factor, policies(work, vocabulary=int(factor * vocabulary)), work
             ),
         }  # fmt: skip
-    sides = {what: partial(sample, mixture, size) for what, (_, mixture, size) in others.items()}
+    sides = {size: partial(sample, mixture, changed) for size, (_, mixture, changed) in others.items()}
     sides |= {"usual": lambda: sample(usual, work), "usual vocabulary": lambda: sample(drawn, work)}
     times, rows = rounds(sides, work.runs), []
-    for what, (factor, _, _) in others.items():
-        row = compare(what, times[what], times["usual vocabulary" if "vocabulary" in what else "usual"])
-        rows.append(row | {"row": f"{what}: {factor:g} times as much costs {1 / row['ratio']:.2f} times the time"})
+    for size, (factor, _, _) in others.items():
+        row = compare(size, times[size], times["usual vocabulary" if "vocabulary" in size else "usual"])
+        text = f"{size}: {factor:g} times as much costs {1 / row['ratio']:.2f} times the time"
+        rows.append(row | {"row": text, "size": size, "factor": factor})
     return rows
 
 
@@ -417,8 +419,9 @@ def main() -> None:
     found = []
     for name in args.rows.split(","):
         for row in ROWS[name](work):
+            spread = "{} to {}".format(*row["range"]) if "range" in row else ""
             print(f"{row['row']:72s} {row['ours']:8} against {row['peer']:8} {row['unit']:3s} ratio {row['ratio']:6}",
-                  flush=True)  # fmt: skip
+                  spread, flush=True)  # fmt: skip
             found.append(row)
     if args.out:
         made_by = {"hardware": hardware(), "versions": {name: version(name) for name in PACKAGES}}
