@@ -51,15 +51,15 @@ def untimed(folder) -> list[dict]:
 
 def trainer(tmp_path, method="fixed", **changes) -> Trainer:
     preset, how = small(**changes), METHODS[method]
+    schedule, beta, run = how.schedule(preset), how.beta(preset), Run(tmp_path / "run", {})
     mixture = make_mixture(
         preset.base if how.init == "base" else preset.anchor,
         preset.anchor,
         preset.base,
-        preset.alpha * how.mixes,
+        schedule.alpha,
         how.rule,
     )
     task = load_task("chain", train=100, validation=8, test=8)
-    schedule, beta, run = how.schedule(preset), how.beta(preset), Run(tmp_path / "run", {})
     return Trainer(mixture, load_tokenizer(preset.base), task, preset, schedule, beta, 0, run, Ranks())
 
 
