@@ -13,7 +13,6 @@ from torch.utils.checkpoint import checkpoint
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
-    AutoTokenizer,
     DynamicCache,
     GenerationMixin,
     PreTrainedConfig,
@@ -27,6 +26,7 @@ from .adapters import route_adapters
 from .caches import MixtureCache, PromptLayer
 from .grpo import in_chunks, token_logprobs
 from .mixing import RULES, pair_weights
+from .vocabulary import check_same_tokenizer, vocab_sizes
 
 # Models that reshape their logits after the output matrix: mixing hidden states or chunking would miss that.
 NONLINEAR_HEADS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
@@ -306,32 +306,6 @@ class Mixture(PreTrainedModel, GenerationMixin):
 def positions(mask: Tensor) -> Tensor:
     """Position ids of a padded batch, `[B, T]`: count from the first real token, wherever the padding is."""
     return (mask.long().cumsum(-1) - 1).clamp(min=0)
-
-
-def vocab_sizes(members) -> list[int]:
-    """Rows of each member's output matrix, padding included."""
-    return [m.get_output_embeddings().weight.shape[0] for m in members]
-
-
-def check_same_tokenizer(members) -> None:
-    """Refuse members whose tokenizers, where they can be found on disk, give different ids to the same text."""
-    vocabularies = {}
-    for name in dict.fromkeys(m.config.name_or_path for m in members):
-        if lacks_tokenizer(name):
-            continue
-        try:
-            vocabularies[name] = AutoTokenizer.from_pretrained(name, local_files_only=True).get_vocab()
-        except Exception:  # a model made in memory: nothing to compare
-            continue
-    for name, vocabulary in vocabularies.items():
-        first = next(iter(vocabularies))
-        if vocabulary != vocabularies[first]:
-            raise ValueError(f"{first} and {name} have different tokenizers: their logits mean different tokens")
-
-
-def lacks_tokenizer(name: str | Path) -> bool:
-    """Whether this is a folder of a model saved without its tokenizer: transformers would make up an empty one."""
-    return Path(name).is_dir() and not any(any(Path(name).glob(kind)) for kind in ("tokenizer*", "vocab*", "*.model"))
 
 
 AutoConfig.register(MixtureConfig.model_type, MixtureConfig)

@@ -12,8 +12,9 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging
 
-from .mixture import Mixture, MixtureConfig, lacks_tokenizer
+from .mixture import Mixture, MixtureConfig
 from .runs import fingerprint
+from .vocabulary import lacks_tokenizer
 
 logging.disable_progress_bar()  # one for each file loaded or saved says little; downloads keep theirs
 # PEFT still asks for it by its old name
