@@ -60,7 +60,7 @@ reproduce: install ## run all notebooks, train with both methods, write a report
 	"$(PY)" -m logitmix_lite report $(RUNS) --out $(RUNS)/report
 	@echo "Done. Report: $(RUNS)/report   Executed notebooks: $(RUNS)/notebooks   Runs: $(METHODS:%=$(RUNS)/%)"
 
-$(RUNS)/notebooks/%.ipynb: notebooks/%.ipynb $(wildcard logitmix_lite/*.py) | $(STAMP)
+$(RUNS)/notebooks/%.ipynb: notebooks/%.ipynb $(wildcard logitmix_lite/*.py logitmix_lite/*/*.py) | $(STAMP)
 	"$(PY)" -m nbconvert --to notebook --execute --ExecutePreprocessor.timeout=600 --log-level ERROR --output-dir $(@D) $<
 
 # A finished run is kept; one that was cut short goes on from its checkpoint.

@@ -1,14 +1,14 @@
 """Logit averaging inside GRPO (arXiv:2605.20555): a frozen SFT policy and a trainable one, mixed token by token."""
 
+from .config import load_preset
 from .evaluate import evaluate
 from .grpo import group_advantages, grpo_loss, kl_k3, token_distributions, token_logprobs
 from .mixing import contrastive, dexperts, mix_logits, mix_probs, product_of_experts
 from .mixture import Mixture
 from .models import load_model, load_policy, load_tokenizer
-from .presets import load_preset
-from .rewards import boxed, grade
 from .rollout import rollout
-from .tasks import load_task
+from .tasks.load import load_task
+from .tasks.rewards import boxed, grade
 from .train import train
 
 __all__ = [

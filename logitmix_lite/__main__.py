@@ -30,7 +30,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def make_parser():
-    from .presets import PRESETS
+    from .config import PRESETS
 
     parser = argparse.ArgumentParser(
         prog=PROGRAM, description="Logit averaging inside GRPO, from a tiny model to Qwen2.5-7B."
@@ -93,7 +93,7 @@ def make_parser():
 
 def add_preset_flags(parser: argparse.ArgumentParser) -> None:
     """A flag for each field of Preset; what is not given comes from the preset."""
-    from .presets import Preset
+    from .config import Preset
 
     group = parser.add_argument_group("settings (default: the preset's)")
     for f in fields(Preset)[1:]:
@@ -115,7 +115,7 @@ def where(text: str) -> dict[str, list[str]]:
 
 def chosen_preset(args):
     """The preset with the flags that were given."""
-    from .presets import Preset, load_preset
+    from .config import Preset, load_preset
 
     given = {f.name: getattr(args, f.name) for f in fields(Preset)[1:] if getattr(args, f.name) is not None}
     if given.get("anchor") == "sft":  # the preset's own
@@ -124,13 +124,13 @@ def chosen_preset(args):
 
 
 def run_fetch(args) -> None:
-    from .smol import fetch
+    from .lab.smol import fetch
 
     print(fetch())
 
 
 def run_tiny(args) -> None:
-    from .tiny import make
+    from .lab.tiny import make
 
     make(Path(args.out))
 
@@ -190,8 +190,8 @@ def run_compare(args) -> None:
 
 
 def run_sweep(args) -> None:
-    from .report import report
-    from .sweep import ARMS, sweep
+    from .lab.report import report
+    from .lab.sweep import ARMS, sweep
 
     arms, seeds = list(ARMS) if args.methods == "all" else args.methods.split(","), args.seeds.split(",")
     if not all(seed.isdecimal() for seed in seeds):
@@ -201,7 +201,7 @@ def run_sweep(args) -> None:
 
 
 def run_report(args) -> None:
-    from .report import report
+    from .lab.report import report
 
     print(f"report: {report(args.folder, args.out or Path(args.folder) / 'report')}")
 

@@ -10,15 +10,15 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from .benchmarks import SOURCES
+from .config import Preset
+from .lab.stats import contingency, difference_interval, interval, mcnemar, mean_interval, pass_at
 from .models import load_policy, load_tokenizer, make_mixture
-from .presets import Preset
-from .problems import Problem
-from .rewards import Grade, equal, grade_all
 from .rollout import rollout
 from .runs import read_config
-from .stats import contingency, difference_interval, interval, mcnemar, mean_interval, pass_at
-from .tasks import encode_prompt
+from .tasks.generated import Problem
+from .tasks.hub import SOURCES
+from .tasks.load import encode_prompt
+from .tasks.rewards import Grade, equal, grade_all
 
 
 @dataclass

@@ -22,8 +22,8 @@ from transformers.cache_utils import Cache
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from .adapters import route_adapters
-from .caches import MixtureCache, PromptLayer
+from .fast.cache import MixtureCache, PromptLayer
+from .fast.lora import route_adapters
 from .grpo import in_chunks, token_logprobs
 from .mixing import RULES, pair_weights
 from .vocabulary import check_same_tokenizer, vocab_sizes

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .decode import Decoder, GraphDecoder
+from .fast.decode import Decoder, GraphDecoder
 from .mixture import Mixture, positions
 from .shard import sharded
 

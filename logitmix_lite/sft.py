@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from .config import Preset, load_preset
 from .mixture import Mixture
 from .models import (
     add_lora,
@@ -18,11 +19,10 @@ from .models import (
     save_policy,
     trainable,
 )
-from .presets import Preset, load_preset
 from .ranks import Ranks
 from .rollout import completion_logprobs, pad_rows, token_batches
 from .runs import Run, batch_indices
-from .tasks import encode_demo
+from .tasks.load import encode_demo
 
 
 def sft(preset: Preset | str, out: str | Path, seed: int = 0, resume: bool = False) -> Path:

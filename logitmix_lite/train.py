@@ -5,14 +5,14 @@ from pathlib import Path
 
 import torch
 
+from .config import Preset, check, load_preset
 from .models import average_with_base, check_precision, frozen_fingerprint, load_tokenizer, make_mixture
-from .presets import Preset, check, load_preset
 from .ranks import Ranks
 from .rollout import check_prompts
 from .runs import Run
 from .schedules import Adaptive, Fixed
 from .shard import shard
-from .tasks import encode_prompt
+from .tasks.load import encode_prompt
 from .trainer import Trainer
 
 

@@ -8,18 +8,18 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from .config import Preset
 from .evaluate import evaluate
 from .grpo import group_advantages, grpo_loss, kl_k3, sequence_mean
 from .mixture import Mixture
 from .models import clip_gradients, loss_scale, trainable
-from .presets import Preset
 from .ranks import Ranks
-from .rewards import Grade, grade_all
 from .rollout import Rollouts, completion_logprobs, rollout, token_batches
 from .runs import Run, batch_indices
 from .schedules import Adaptive, Fixed
 from .shard import gathered, local, sharded, whole
-from .tasks import Task, encode_prompt
+from .tasks.load import Task, encode_prompt
+from .tasks.rewards import Grade, grade_all
 
 
 class Trainer:

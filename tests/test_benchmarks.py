@@ -5,9 +5,9 @@ import json
 import pytest
 from datasets import Dataset, DatasetDict
 
-from logitmix_lite.benchmarks import SOURCES, cn_k12, gsm8k, math, mmlu
-from logitmix_lite.rewards import grade
-from logitmix_lite.tasks import load_task, normalised
+from logitmix_lite.tasks.hub import SOURCES, cn_k12, gsm8k, math, mmlu
+from logitmix_lite.tasks.load import load_task, normalised
+from logitmix_lite.tasks.rewards import grade
 
 MATH = {"problem": "What is $1+1$?", "level": "Level 1", "type": "Algebra", "solution": "It is $\\boxed{2}$."}
 K12 = {

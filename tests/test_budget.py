@@ -6,7 +6,7 @@ from torch.profiler import profile
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from logitmix_lite import Mixture, rollout
-from logitmix_lite.budget import Plan, adapter_parameters, cache_bytes, parameters
+from logitmix_lite.lab.budget import Plan, adapter_parameters, cache_bytes, parameters
 from logitmix_lite.models import add_lora
 from logitmix_lite.rollout import completion_logprobs
 

@@ -11,9 +11,7 @@ import torch
 
 from logitmix_lite import evaluate, load_model, load_policy, load_task, load_tokenizer
 from logitmix_lite.evaluate import compare, majority_vote, who_decided
-from logitmix_lite.rewards import grade
-from logitmix_lite.schedules import Adaptive
-from logitmix_lite.stats import (
+from logitmix_lite.lab.stats import (
     bootstrap_interval,
     contingency,
     difference_interval,
@@ -22,6 +20,8 @@ from logitmix_lite.stats import (
     mean_interval,
     pass_at,
 )
+from logitmix_lite.schedules import Adaptive
+from logitmix_lite.tasks.rewards import grade
 
 
 @pytest.mark.parametrize("successes, trials", [(0, 200), (1, 10), (57, 200), (200, 200)])

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from logitmix_lite import rewards
-from logitmix_lite.rewards import Grade, answer_text, boxed, equal, grade, grade_all, last_number
+from logitmix_lite.tasks import rewards
+from logitmix_lite.tasks.rewards import Grade, answer_text, boxed, equal, grade, grade_all, last_number
 
 
 def rows(path):

@@ -9,8 +9,8 @@ from conftest import ARCHITECTURES, make_lora_pair, make_mixture, make_model
 from scipy.stats import chisquare
 from transformers.cache_utils import DynamicLayer
 
-from logitmix_lite.caches import BufferLayer, MixtureCache
-from logitmix_lite.decode import GraphDecoder
+from logitmix_lite.fast.cache import BufferLayer, MixtureCache
+from logitmix_lite.fast.decode import GraphDecoder
 from logitmix_lite.rollout import completion_logprobs, pad_rows, rollout, sample, token_batches
 
 PROMPTS = [[5, 7, 9, 11, 3], [8, 2], [4, 4, 6]]

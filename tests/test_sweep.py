@@ -9,12 +9,12 @@ from conftest import make_lora_pair, make_model
 from matplotlib import pyplot as plt
 
 from logitmix_lite.__main__ import main, make_parser
+from logitmix_lite.config import load_preset
+from logitmix_lite.lab.report import plot_curves
+from logitmix_lite.lab.sweep import ARMS, command, sweep
+from logitmix_lite.lab.tables import complementarity, load_runs, summary, verdicts
 from logitmix_lite.mixture import Mixture
 from logitmix_lite.models import average_with_base, load_model, trainable
-from logitmix_lite.presets import load_preset
-from logitmix_lite.report import plot_curves
-from logitmix_lite.sweep import ARMS, command, sweep
-from logitmix_lite.tables import complementarity, load_runs, summary, verdicts
 
 SMALL = dict(steps=1, prompts=2, samples=2, test_size=4, validation_size=2)
 

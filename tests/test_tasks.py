@@ -9,10 +9,10 @@ from tokenizers import Tokenizer, decoders
 from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast
 
-from logitmix_lite.presets import PRESETS, load_preset
-from logitmix_lite.problems import CHAINS, GENERATED, WORDS, Chain, Problem, chain
-from logitmix_lite.rewards import grade
-from logitmix_lite.tasks import encode_demo, encode_prompt, load_task, normalised
+from logitmix_lite.config import PRESETS, load_preset
+from logitmix_lite.tasks.generated import CHAINS, GENERATED, WORDS, Chain, Problem, chain
+from logitmix_lite.tasks.load import encode_demo, encode_prompt, load_task, normalised
+from logitmix_lite.tasks.rewards import grade
 
 
 def equations(text):

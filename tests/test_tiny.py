@@ -8,9 +8,9 @@ from pathlib import Path
 from transformers import AutoTokenizer
 
 from logitmix_lite import evaluate, load_model, load_policy, load_task, load_tokenizer
+from logitmix_lite.config import load_preset
+from logitmix_lite.lab.tiny import BOXED, RARE, base_problems, char_tokenizer, varied_ending
 from logitmix_lite.models import locate
-from logitmix_lite.presets import load_preset
-from logitmix_lite.tiny import BOXED, RARE, base_problems, char_tokenizer, varied_ending
 
 
 def test_the_tokenizer_that_is_loaded_is_the_one_that_was_made():

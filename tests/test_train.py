@@ -22,7 +22,7 @@ from logitmix_lite.ranks import Ranks
 from logitmix_lite.runs import Run, batch_indices, read_config, read_metrics
 from logitmix_lite.schedules import Fixed
 from logitmix_lite.sft import fit, sft
-from logitmix_lite.tasks import encode_demo, load_task
+from logitmix_lite.tasks.load import encode_demo, load_task
 from logitmix_lite.train import METHODS
 from logitmix_lite.trainer import Trainer
 

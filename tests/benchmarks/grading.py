@@ -11,7 +11,7 @@ import time
 import math_verify
 from tqdm import tqdm
 
-from logitmix_lite.rewards import grade, grade_all
+from logitmix_lite.tasks.rewards import grade, grade_all
 
 ANSWERS = [
     "18",

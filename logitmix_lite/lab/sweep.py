@@ -10,9 +10,9 @@ from threading import Event
 
 from tqdm import tqdm
 
-from .presets import PRESETS, Preset, load_preset
-from .runs import FREE, read_config, read_metrics
-from .train import METHODS, check_flags
+from ..config import PRESETS, Preset, load_preset
+from ..runs import FREE, read_config, read_metrics
+from ..train import METHODS, check_flags
 
 
 @dataclass(frozen=True)

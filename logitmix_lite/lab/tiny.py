@@ -15,12 +15,12 @@ from pathlib import Path
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
 
-from .mixture import Mixture
-from .presets import load_preset
-from .problems import Problem
-from .runs import Run
-from .sft import fit, sft
-from .tasks import distinct, encode_demo, load_task, normalised
+from ..config import load_preset
+from ..mixture import Mixture
+from ..runs import Run
+from ..sft import fit, sft
+from ..tasks.generated import Problem
+from ..tasks.load import distinct, encode_demo, load_task, normalised
 
 ENDINGS = ("answer {}", "so {}", "result is {}", "gives {}", "total {}")
 BOXED = 0.03  # share of base's chains that end in a box

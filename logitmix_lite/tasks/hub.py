@@ -11,7 +11,7 @@ from pathlib import Path
 
 from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
 
-from .problems import Problem
+from .generated import Problem
 from .rewards import boxed
 
 BOX_IT = "Put the final answer in \\boxed{}."

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicLayer
 
-from .caches import MixtureCache
+from .cache import MixtureCache
 
 
 class Decoder:

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import t as student
 
-from .runs import read_config, read_metrics
+from ..runs import read_config, read_metrics
 from .stats import bootstrap_interval, contingency, interval
 from .sweep import ARMS
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
-from .benchmarks import BOX_IT, SOURCES, load_rows
-from .problems import CHAINS, GENERATED, Problem
+from .generated import CHAINS, GENERATED, Problem
+from .hub import BOX_IT, SOURCES, load_rows
 from .rewards import answer_text
 
 

@@ -8,9 +8,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
-from .mixture import Mixture
-from .models import add_lora
-from .rollout import completion_logprobs
+from ..mixture import Mixture
+from ..models import add_lora
+from ..rollout import completion_logprobs
 
 SAMPLING = 32  # bytes for each number in [rows, vocabulary] while a token is drawn: logits, log-probs, sums in float64
 
