@@ -1,8 +1,10 @@
 """Every number of a run in one place. Each field is also a flag of the command line; its help stands beside it."""
 
 from dataclasses import dataclass, field, fields, replace
+from typing import TYPE_CHECKING
 
-from .tasks.load import Task, load_task, normalised
+if TYPE_CHECKING:  # what follows is imported where it is used: `--help` needs neither problems nor `datasets`
+    from .tasks.load import Task
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
@@ -22,13 +24,9 @@ class Preset:
     lora_rank: int = _number(0, "rank of the LoRA adapters; 0 trains all weights")
     lora_alpha: int = _number(32, "LoRA scale is lora_alpha / lora_rank")
     lora_blocks: int = _number(0, "adapters on so many of the last blocks; 0: all. The others run once for both")
-    dtype: str = _number(
-        "auto", "float32, bfloat16, float16, or auto: float32 on a CPU, else the 16 bits that the GPU does best"
-    )
+    dtype: str = _number("auto", "float32, bfloat16, float16, or auto: float32 on a CPU, else 16 bits that the GPU has")
     # problems
-    task: str = _number(
-        "chain", "problems: chain, words, math, cn_k12, mmlu, gsm8k, or a file.jsonl (question, answer)"
-    )
+    task: str = _number("chain", "problems: chain, words, math, cn_k12, mmlu, gsm8k, or a file.jsonl")
     data: str | None = _number(None, "copy on disk of that benchmark, instead of the Hub: JSONL, Parquet or a folder")
     where: dict | None = _number(None, "rows of a JSONL task to use, as field=value,value")
     train_size: int = _number(4000, "training problems at most")
@@ -46,7 +44,6 @@ class Preset:
     microbatch_tokens: int = _number(8192, "tokens in one forward and backward pass; changes memory, not the result")
     keep_ref_states: bool = _number(True, "keep ref's hidden states from sampling: training then runs theta alone")
     checkpoint_activations: bool = _number(False, "recompute activations in the backward pass: less memory, more time")
-    shard: bool = _number(False, "whole models only: spread weights and optimiser over the processes (FSDP)")
     clip: float = _number(0.2, "the ratio is clipped to 1 - clip, 1 + clip")
     max_grad_norm: float = _number(1.0, "gradients are scaled down to this norm")
     alpha: float = _number(0.5, "weight of the reference in the mixture (adaptive: the first step's)")
@@ -66,13 +63,17 @@ class Preset:
     sft_batch: int = _number(32, "demonstrations a step")
     sft_lr: float = _number(8e-4, "learning rate of Adam, with a cosine decay to 0")
 
-    def problems(self) -> Task:
+    def problems(self) -> "Task":
         """The task of RL: training, validation and test problems, the same for every method and seed."""
+        from .tasks.load import load_task
+
         sizes = dict(train=self.train_size, validation=self.validation_size, test=self.test_size)
         return load_task(self.task, **sizes, where=self.where, data=self.data)
 
-    def demonstrations(self) -> Task:
+    def demonstrations(self) -> "Task":
         """The task of supervised fine-tuning: `train` holds the demonstrations, no test problem of RL among them."""
+        from .tasks.load import load_task, normalised
+
         sizes = dict(train=self.sft_demos, validation=self.validation_size, test=self.test_size)
         same = dict(where=self.where, data=self.data) if self.sft_task == self.task else {}
         task, rl = load_task(self.sft_task, **sizes, **same), self.problems()
@@ -83,65 +84,30 @@ class Preset:
 PRESETS = {
     "tiny": Preset("tiny", dtype="float32"),
     "smol": Preset(
-        "smol",
-        base="smol",
-        anchor="smol-anchor",
-        lora_rank=8,
-        lora_alpha=16,
-        lora_blocks=10,
-        task="words",
-        max_new_tokens=48,
-        prompts=4,
-        samples=8,
-        steps=30,
-        lr=3e-4,
-        microbatch_tokens=4096,
-        eval_every=30,
-        eval_batch=100,
-        validation_size=16,
-        sft_task="words",
-        sft_demos=960,
-        sft_steps=60,
-        sft_batch=16,
-        sft_lr=1.5e-3,
+        "smol", base="smol", anchor="smol-anchor", lora_rank=8, lora_alpha=16, lora_blocks=10, task="words",
+        validation_size=16, prompts=4, samples=8, max_new_tokens=48, steps=30, lr=3e-4, microbatch_tokens=4096,
+        eval_every=30, eval_batch=100, sft_task="words", sft_demos=960, sft_steps=60, sft_batch=16, sft_lr=1.5e-3,
     ),
-}
+}  # fmt: skip
 
 # Qwen2.5-Instruct, the paper's models, with LoRA. The paper's text gives no learning rates and sizes: these are ours.
 for size, rank, microbatch_tokens in (("1.5b", 64, 32768), ("3b", 64, 16384), ("7b", 32, 8192)):
     PRESETS[f"qwen-{size}"] = Preset(
-        f"qwen-{size}",
-        base=f"Qwen/Qwen2.5-{size.upper()}-Instruct",
-        anchor=f"runs/qwen-{size}/anchor/final",
-        lora_rank=rank,
-        lora_alpha=rank,
-        task="math",
-        train_size=7000,
-        test_size=500,
-        max_new_tokens=1024,
-        prompts=16,
-        samples=8,
-        steps=200,
-        lr=2e-5,
-        microbatch_tokens=microbatch_tokens,
-        checkpoint_activations=True,
-        eval_batch=128,
-        sft_task="math",
-        sft_demos=2000,
-        sft_steps=125,
-        sft_batch=32,
-        sft_lr=1e-4,
-    )
+        f"qwen-{size}", base=f"Qwen/Qwen2.5-{size.upper()}-Instruct", anchor=f"runs/qwen-{size}/anchor/final",
+        lora_rank=rank, lora_alpha=rank, task="math", train_size=7000, test_size=500, prompts=16, samples=8,
+        max_new_tokens=1024, steps=200, lr=2e-5, microbatch_tokens=microbatch_tokens, checkpoint_activations=True,
+        eval_batch=128, sft_task="math", sft_demos=2000, sft_steps=125, sft_batch=32, sft_lr=1e-4,
+    )  # fmt: skip
 
 
 def load_preset(name: str, **changes) -> Preset:
     """A named preset, with some fields changed. Raises ValueError for an unknown name, field, or impossible value."""
     if name not in PRESETS:
         raise ValueError(f"unknown preset {name!r}: choose one of {', '.join(PRESETS)}")
-    known = {f.name for f in fields(Preset)}
-    unknown = sorted(set(changes) - known)
-    if unknown:
-        raise ValueError(f"a preset has no field {unknown[0]!r}: it has {', '.join(sorted(known))}")
+    known = [f.name for f in fields(Preset)]
+    for field_ in changes:
+        if field_ not in known:
+            raise ValueError(f"a preset has no field {field_!r}: it has {', '.join(sorted(known))}")
     preset = replace(PRESETS[name], **changes)
     check(preset)
     return preset
@@ -149,6 +115,10 @@ def load_preset(name: str, **changes) -> Preset:
 
 def check(preset: Preset) -> None:
     """Raise ValueError, naming the field, where a value makes no sense."""
+    for f in fields(preset):
+        value, kind = getattr(preset, f.name), f.type
+        if isinstance(value, bool) != (kind is bool) or not isinstance(value, (int, float) if kind is float else kind):
+            raise ValueError(f"{f.name} must be {getattr(kind, '__name__', kind)}, got {value!r}")
     for name in ("alpha", "smoothing"):
         if not 0 <= getattr(preset, name) <= 1:
             raise ValueError(f"{name} lies in [0, 1], got {getattr(preset, name)}")
@@ -164,7 +134,5 @@ def check(preset: Preset) -> None:
             raise ValueError(f"{f.name} must be at least 1, got {getattr(preset, f.name)}")
     if preset.dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {preset.dtype!r}")
-    if preset.shard and preset.lora_rank:
-        raise ValueError("shard spreads a whole model: take --lora-rank 0, or leave --shard out")
     if preset.samples < 2:
         raise ValueError("samples must be at least 2: an advantage compares the completions of one prompt")
