@@ -191,8 +191,8 @@ def test_settings_from_a_file(tmp_path, capsys):
         ("[1]", "is not a JSON object of settings"),
         ("{", "is not a JSON object of settings"),
         ('{"step": 1}', "a preset has no field 'step'"),
-        ('{"steps": "ten"}', "steps must be int, got 'ten'"),
-        ('{"steps": true}', "steps must be int, got True"),
+        ('{"prompts": "ten"}', "prompts must be int, got 'ten'"),
+        ('{"prompts": true}', "prompts must be int, got True"),
         ('{"data": 3}', r"data must be str \| None, got 3"),
     ):
         file.write_text(text)
