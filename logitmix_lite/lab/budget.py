@@ -63,8 +63,7 @@ class Plan:
         total = parameters(c)
         trained = self.share * adapter_parameters(c, self.rank) if self.rank else total
         layers, tokens = self.share * c.num_hidden_layers, self.microbatch_tokens
-        block = self.layer_activations() * tokens
-        states = tokens * c.hidden_size
+        block, states = self.layer_activations() * tokens, tokens * c.hidden_size
         outside = states * (2 * size if self.rank else 3 * size + 4)  # the last norm, and what it returns
         # logits and softmax of a chunk; the states that the head is applied to, and their gradient
         scoring = 8 * min(tokens * c.vocab_size, 2**25) + 7 * states * size
@@ -91,13 +90,10 @@ class Plan:
         kept = 2 * 4 * width  # what enters the two norms, in float32
         kept += 4 * width * size  # queries, keys and values, and what attention returns
         kept += 3 * mlp * size  # the gate before and after its activation, and what it multiplies
-        if not self.rank:  # what leaves the norms, before and after their weight, and what enters `down_proj`
+        if self.rank:  # seven float32 adapters: what enters them, each its own copy if that has 16 bits, and between
+            kept += ((6 if size < 4 else 2) * width + mlp + 7 * self.rank) * 4
+        else:  # what leaves the norms, before and after their weights, and what enters `down_proj`
             kept += (4 * width + mlp) * size
-        elif size < 4:  # float32 adapters: each of the seven makes its own copy of what it reads
-            kept += (6 * width + mlp) * 4
-        else:  # what leaves the norms and what enters `down_proj`; the first are each read by several adapters
-            kept += (2 * width + mlp) * 4
-        kept += 7 * 4 * self.rank  # between the adapters' two matrices
         ratio = self.prompt / self.new
         return kept * (1 + ratio / self.samples) + 2 * width * size * ratio
 
@@ -116,13 +112,12 @@ class Plan:
         c, size, total = self.config, self.dtype.itemsize, parameters(self.config)
         weights = total * size * (1 if self.rank else 2)
         cache = (1 + self.share) * self.rows * (self.prompt + self.new / 2) * cache_bytes(c, self.dtype)
-        prompts = self.rows / self.samples * self.prompt
-        tokens = prompts + self.rows * self.new
+        prompts, completions = self.rows / self.samples * self.prompt, self.rows * self.new
         passes = 2 + self.share * (4 if self.checkpoint else 2) + (0 if self.rank else 2) + (0 if self.keep else 2)
         return {
             "prefill": 2 * (1 + self.share) * total * prompts / flops,
             "decoding": self.new * (weights + cache) / bandwidth,
-            "training": passes * total * tokens / flops,
+            "training": passes * total * (prompts + completions) / flops,
         }
 
 

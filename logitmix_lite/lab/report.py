@@ -25,9 +25,7 @@ FIGURES = {
 }
 
 
-def plot_curves(
-    runs: pd.DataFrame, column: str = "accuracy", label: str = "held-out greedy accuracy", ax=None
-) -> Figure:
+def plot_curves(runs: pd.DataFrame, column="accuracy", label="held-out greedy accuracy", ax=None) -> Figure:
     """One line an arm over steps; thin lines are seeds, the band is a 95 % interval of their mean."""
     ax = ax or plt.subplots(figsize=(6.4, 4), layout="constrained")[1]
     for arm in [name for name in METHODS if name in set(runs["arm"])]:
@@ -40,9 +38,8 @@ def plot_curves(
         ax.plot(table.index, table["mean"], color=colour, ls=line, marker=marker, ms=5, lw=2,
                 markevery=max(1, len(table) // 10),
                 label=f"{METHODS[arm].label} ({count} seed{'s' * (count > 1)})")  # fmt: skip
-        ax.fill_between(
-            table.index, table["mean"] - table["half"], table["mean"] + table["half"], color=colour, alpha=0.15
-        )
+        low, high = table["mean"] - table["half"], table["mean"] + table["half"]
+        ax.fill_between(table.index, low, high, color=colour, alpha=0.15)
     ax.set(xlabel="RL step", ylabel=label)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     ax.grid(alpha=0.3)

