@@ -171,6 +171,25 @@ def test_a_function_keeps_its_name_whatever_is_imported_first(name):
     python(f"import logitmix_lite.{name}; {use}; {reach}")  # also where the function lives elsewhere
 
 
+@pytest.mark.xfail(reason="models.py silences progress bars and warnings for the whole notebook", strict=False)
+def test_importing_everything_changes_no_setting_of_the_notebook():
+    code = """
+import os, pkgutil, warnings
+import torch, transformers, peft, datasets, accelerate, matplotlib.pyplot as plt
+from transformers import AutoModelForCausalLM
+from transformers.utils import logging
+state = lambda: (list(warnings.filters), dict(os.environ), dict(plt.rcParams), logging.get_verbosity(),
+                 logging.is_progress_bar_enabled(), torch.get_num_threads(), torch.is_grad_enabled())
+before = state()
+import logitmix_lite
+for module in pkgutil.walk_packages(logitmix_lite.__path__, "logitmix_lite."):
+    __import__(module.name)
+for old, new in zip(before, state()):
+    assert old == new, (old, new)
+"""
+    python(code)
+
+
 def test_all_public_names_are_there():
     python(
         "from logitmix_lite import *; import logitmix_lite as p; assert set(p.__all__) <= set(globals()) & set(dir(p))"
