@@ -123,5 +123,6 @@ def test_counts_of_weights_and_caches(kind):
     plain = AutoModelForCausalLM.from_config(config)
     assert parameters(config) == sum(p.numel() for p in plain.parameters())
     out = plain(torch.zeros(1, 1, dtype=torch.long), use_cache=True)
-    stored = sum(x.nbytes for layer in out.cache.layers for x in (layer.keys, layer.values))
+    cache = out.cache if "cache" in out else out.past_key_values  # its name before transformers 5.24
+    stored = sum(x.nbytes for layer in cache.layers for x in (layer.keys, layer.values))
     assert cache_bytes(config, torch.float32) == stored
