@@ -131,14 +131,14 @@ def evaluate_model(
     alpha: mix it with `preset.anchor` (or, if it is a mixture, set its alpha). samples: that many completions of each
     problem at `preset.temperature`, in place of greedy decoding.
     Raises ValueError for test problems that the model may have been trained on, as a larger test set than its run's."""
-    if out:
-        check_new(out)
     if samples is not None and samples < 1:
         raise ValueError(f"samples must be at least 1, got {samples}")
     run = read_config(Path(source).parent)
     one_pool = preset.task not in SOURCES or SOURCES[preset.task].test is None
     if one_pool and run.get("task") == preset.task and run.get("test_size", 0) < preset.test_size:
         raise ValueError(f"{source} kept {run['test_size']} test problems apart, so that is the largest --test-size")
+    if out:
+        check_new(out)
     policy = load_policy(source, preset.base, preset.dtype)
     if alpha is not None:
         if len(policy.weights) == 1:

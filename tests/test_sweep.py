@@ -3,6 +3,7 @@
 import itertools
 import json
 import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from logitmix_lite.methods import METHODS
 from logitmix_lite.mixture import Mixture
 from logitmix_lite.models import average_with_base, load_model, trainable
 from logitmix_lite.records import read_config
+from logitmix_lite.schedules import Fixed
 
 SMALL = dict(steps=1, prompts=2, samples=2, test_size=4, validation_size=2)
 
@@ -55,6 +57,16 @@ def test_what_was_recorded_under_older_names_is_still_the_right_curve(tmp_path):
         assert arm_of(tmp_path / folder, {"method": method}) == arm
     with pytest.raises(ValueError, match="unknown method 'ppo'"):
         arm_of(tmp_path / "mine", {"method": "ppo"})
+
+
+def test_the_recorded_runs_hold_every_method():
+    runs = load_runs(Path(__file__).resolve().parents[1] / "data" / "results" / "tiny")
+    assert set(runs["arm"]) == set(METHODS)
+    alphas = runs[runs["step"] > 0].groupby("arm")["alpha"].agg(["min", "max"])
+    for name, method in METHODS.items():
+        if method.mixes and method.schedule is Fixed:
+            assert tuple(alphas.loc[name]) == (method.settings.get("alpha", 0.5),) * 2, name
+    assert not alphas.loc[[name for name, method in METHODS.items() if not method.mixes]].to_numpy().any()
 
 
 def lightness(colour: str) -> float:
