@@ -3,8 +3,8 @@
 from .config import load_preset
 from .evaluate import evaluate
 from .grpo import group_advantages, grpo_loss, kl_k3, token_distributions, token_logprobs
+from .hf import Mixture
 from .mixing import contrastive, dexperts, mix_logits, mix_probs, product_of_experts
-from .mixture import Mixture
 from .models import load_model, load_policy, load_tokenizer
 from .rollout import rollout
 from .tasks.load import load_task

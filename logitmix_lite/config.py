@@ -46,7 +46,6 @@ class Preset:
     microbatch_tokens: int = _number(8192, "tokens in one forward and backward pass; changes memory, not the result")
     keep_ref_states: bool = _number(True, "keep ref's hidden states from sampling: training then runs theta alone")
     checkpoint_activations: bool = _number(False, "recompute activations in the backward pass: less memory, more time")
-    shard: bool = _number(False, "whole models only: spread weights and optimiser over the processes (FSDP)")
     clip: float = _number(0.2, "the ratio is clipped to 1 - clip, 1 + clip")
     max_grad_norm: float = _number(1.0, "gradients are scaled down to this norm")
     alpha: float = _number(0.5, "weight of the reference in the mixture (adaptive: the first step's)")
@@ -164,7 +163,5 @@ def check(preset: Preset) -> None:
             raise ValueError(f"{f.name} must be at least 1, got {getattr(preset, f.name)}")
     if preset.dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {preset.dtype!r}")
-    if preset.shard and preset.lora_rank:
-        raise ValueError("shard spreads a whole model: take --lora-rank 0, or leave --shard out")
     if preset.samples < 2:
         raise ValueError("samples must be at least 2: an advantage compares the completions of one prompt")

@@ -11,7 +11,6 @@ from .ranks import Ranks
 from .rollout import check_prompts
 from .runs import Run
 from .schedules import Adaptive, Fixed
-from .shard import shard
 from .tasks.load import encode_prompt
 from .trainer import Trainer
 
@@ -92,12 +91,9 @@ def train(
     if init == "average":
         average_with_base(mixture, preset.base)
     if preset.checkpoint_activations:
-        mixture.checkpoint_activations()
+        mixture.gradient_checkpointing_enable()
     frozen = frozen_fingerprint(mixture)
-    if preset.shard:
-        shard(mixture, getattr(torch, preset.dtype) if preset.dtype != "auto" else mixture.dtype)
-    else:
-        check_precision(mixture)
+    check_precision(mixture)
     prompts = [encode_prompt(tokenizer, p.question, task.instruction) for p in task.train + task.validation + task.test]
     check_prompts(mixture, prompts, preset.max_new_tokens)
     settings = asdict(preset)

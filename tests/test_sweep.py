@@ -10,10 +10,10 @@ from matplotlib import pyplot as plt
 
 from logitmix_lite.__main__ import main, make_parser
 from logitmix_lite.config import load_preset
+from logitmix_lite.hf import Mixture
 from logitmix_lite.lab.report import plot_curves
 from logitmix_lite.lab.sweep import ARMS, command, sweep
 from logitmix_lite.lab.tables import complementarity, load_runs, summary, verdicts
-from logitmix_lite.mixture import Mixture
 from logitmix_lite.models import average_with_base, load_model, trainable
 
 SMALL = dict(steps=1, prompts=2, samples=2, test_size=4, validation_size=2)

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
-from ..mixture import Mixture
+from ..hf import Mixture
 from ..models import add_lora
 from ..rollout import completion_logprobs
 
@@ -174,6 +174,6 @@ def kept_for_backward(plan: Plan, layers: int, new: int = 32) -> float:
     with SizesOnly(), torch.autograd.graph.saved_tensors_hooks(count, lambda x: x):
         completion_logprobs(
             mixture, prompt, torch.ones_like(prompt), completions, torch.ones_like(completions),
-            place=torch.zeros(plan.samples, dtype=torch.long),
+            prompt_of=torch.zeros(plan.samples, dtype=torch.long),
         )  # fmt: skip
     return sum(size for place, size in kept.items() if place not in weights) / completions.numel()

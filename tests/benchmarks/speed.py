@@ -273,7 +273,7 @@ def row_limits(work: Work) -> list[dict]:
     flops, bandwidth = rates()
     mixture, gpu = policies(work), default_device() == "cuda"
     if gpu:
-        mixture.checkpoint_activations()
+        mixture.gradient_checkpointing_enable()
         torch.cuda.reset_peak_memory_stats()
     count, length = work.prompts * work.samples, max(map(len, prompts(work)))
     plan = budget.Plan(
