@@ -106,6 +106,32 @@ PRESETS = {
     ),
 }
 
+# The paper's family at its smallest, on problems with human solutions: minutes a run on a large GPU.
+PRESETS["qwen-0.5b"] = Preset(
+    "qwen-0.5b",
+    base="Qwen/Qwen2.5-0.5B-Instruct",
+    anchor="runs/qwen-0.5b/anchor/final",
+    lora_rank=16,
+    lora_alpha=32,
+    task="gsm8k",
+    train_size=4000,
+    validation_size=32,
+    test_size=200,
+    max_new_tokens=320,
+    prompts=8,
+    samples=8,
+    steps=40,
+    lr=1e-4,
+    microbatch_tokens=8192,
+    eval_every=5,
+    save_every=20,
+    sft_task="gsm8k",
+    sft_demos=4000,
+    sft_steps=125,
+    sft_batch=32,
+    sft_lr=2e-4,
+)
+
 # Qwen2.5-Instruct, the paper's models, with LoRA. The paper's text gives no learning rates and sizes: these are ours.
 for size, rank, microbatch_tokens in (("1.5b", 64, 32768), ("3b", 64, 16384), ("7b", 32, 8192)):
     PRESETS[f"qwen-{size}"] = Preset(
@@ -125,6 +151,7 @@ for size, rank, microbatch_tokens in (("1.5b", 64, 32768), ("3b", 64, 16384), ("
         microbatch_tokens=microbatch_tokens,
         checkpoint_activations=True,
         eval_batch=128,
+        save_every=10,
         sft_task="math",
         sft_demos=2000,
         sft_steps=125,

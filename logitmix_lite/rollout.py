@@ -85,6 +85,7 @@ def _rollout(mixture, prompts, samples, max_new_tokens, temperature, seed, ends,
     last = [h[expand] for h in last]
     graph = device.type == "cuda" and GraphDecoder.fits(mixture, cache)
     decode = (GraphDecoder if graph else Decoder)(mixture, cache, mask, expand, max_new_tokens)
+    compact = 0.5 if graph else 0.75  # share of rows still running at which the others leave: it copies the caches
 
     total = len(expand)
     # Uniform numbers are drawn at once and by row, so that a row's text does not depend on its neighbours' lengths.
@@ -108,7 +109,7 @@ def _rollout(mixture, prompts, samples, max_new_tokens, temperature, seed, ends,
         running = int((~done).sum())
         if running == 0 or step + 1 == max_new_tokens:
             break
-        if running <= 0.75 * len(done):  # compacting copies the caches: worth it when a quarter of the rows is finished
+        if running <= compact * len(done):
             rows = (~done).nonzero().squeeze(-1)
             decode.select(rows)
             alive, tokens, done = alive[rows], tokens[rows], done[rows]
