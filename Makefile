@@ -6,6 +6,9 @@ REPOSITORY = logitmix/logitmix_lite
 BRANCH = main
 
 VENV ?= .venv
+# What is installed there, and the versions that hold: those that recorded the notebooks' outputs (empty: the newest).
+PACKAGES ?= -e ".[test,lab]"
+CONSTRAINTS ?= constraints/recorded.txt
 
 # The first Python that is 3.11 or newer and can make a virtual environment.
 PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3 python; do \
@@ -14,7 +17,7 @@ PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3 python; do \
 # Which torch: the newest one where there is an NVIDIA GPU, or on macOS and Windows; one tested version on Linux without a GPU.
 # On Linux pip's default torch is the CUDA build. It runs without a GPU too, but is a download of some gigabytes:
 # set TORCH_INDEX to the address of PyTorch's CPU index to spare it (or of its index for your CUDA version, with an older driver).
-TORCH ?= $(shell if [ "$$(uname -s)" != Linux ] || nvidia-smi >/dev/null 2>&1; then echo "torch>=2.6,<3"; else echo "torch==2.13.0"; fi)
+TORCH ?= $(shell if [ "$$(uname -s)" != Linux ] || nvidia-smi >/dev/null 2>&1; then echo "torch>=2.6"; else echo "torch==2.13.0"; fi)
 TORCH_INDEX ?=
 
 PY = $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)/python
@@ -25,34 +28,45 @@ EXECUTED = $(patsubst notebooks/%,$(RUNS)/notebooks/%,$(wildcard notebooks/*.ipy
 TRAINED = $(METHODS:%=$(RUNS)/%/final)
 
 .DEFAULT_GOAL = help
-.PHONY: help install test reproduce lab badges tiny clean
+.PHONY: help install test test-oldest test-method reproduce lab badges tiny clean
 
 # Notebooks are recorded and compared offline, without progress bars, with Jupyter's own way of drawing figures.
-test reproduce: export TQDM_DISABLE = 1
-test reproduce: export HF_HUB_OFFLINE = 1
+test test-method reproduce: export TQDM_DISABLE = 1
+test test-method reproduce: export HF_HUB_OFFLINE = 1
 unexport MPLBACKEND
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' Makefile
 
 install: $(STAMP) ## make the virtual environment (.venv) with everything in it
 
-$(STAMP): pyproject.toml
+$(STAMP): pyproject.toml $(CONSTRAINTS)
 	@test -n "$(PYTHON)" || { echo "No Python 3.11 or newer with venv found. Install one (on Debian and Ubuntu also" \
 		"python3-venv), or name it: make PYTHON=/path/to/python" >&2; exit 1; }
 	@test -x "$(PY)" || { echo "Making $(VENV) with $(PYTHON)"; "$(PYTHON)" -m venv "$(VENV)"; }
 	@"$(PY)" -c "import torch" 2>/dev/null || { echo "Installing $(TORCH) (can take some minutes)"; \
 		"$(PY)" -m pip install -q $(if $(TORCH_INDEX),--index-url "$(TORCH_INDEX)") "$(TORCH)"; }
 	@# Hold torch at the build that is there (by pip's name for it: torch.__version__ may add a CUDA label).
-	@"$(PY)" -c "from importlib.metadata import version; print('torch==' + version('torch'))" > "$(VENV)/torch.txt"
+	@"$(PY)" -c "from importlib.metadata import version; print('torch==' + version('torch'))" > "$(VENV)/held.txt"
+	@$(if $(CONSTRAINTS),grep -v '^torch==' "$(CONSTRAINTS)" >> "$(VENV)/held.txt")
 	@echo "Installing logitmix_lite and the rest (can take some minutes)"
-	@"$(PY)" -m pip install -q -c "$(VENV)/torch.txt" -e ".[test,lab]"
+	@"$(PY)" -m pip install -q -c "$(VENV)/held.txt" $(PACKAGES)
 	@touch "$@"
 
 test: install ## style check, unit tests, and all notebooks against their recorded outputs
 	"$(PY)" -m ruff check .
 	"$(PY)" -m pytest -n 2 tests
 	"$(PY)" -m pytest -n 2 --dist loadfile --nbval --nbval-current-env notebooks
+
+# The oldest packages have no wheels for the newest Python.
+OLDEST_PYTHON = $(shell for p in python3.11 python3.12; do "$$p" -c 'import venv, ensurepip' >/dev/null 2>&1 && echo "$$p" && break; done)
+
+test-oldest: ## the method's tests with the oldest packages that pyproject.toml allows (.venv-oldest)
+	$(MAKE) --no-print-directory test-method VENV=.venv-oldest CONSTRAINTS=constraints/oldest.txt \
+		PACKAGES="-e . pytest pytest-xdist" PYTHON="$(or $(OLDEST_PYTHON),$(PYTHON))"
+
+test-method: install
+	"$(PY)" -m pytest -n 2 $(patsubst %,tests/test_%.py,mixing grpo mixture rollout train rewards evaluate sweep cli)
 
 # Models this small are fastest on one thread: two things at a time use two cores best.
 reproduce: install ## run all notebooks, train with both methods, write a report (tiny preset)
@@ -79,5 +93,5 @@ tiny: install ## remake the tiny models in data/tiny
 	"$(PY)" -m logitmix_lite tiny
 
 clean: ## remove the virtual environment, caches and what `make reproduce` made
-	rm -rf "$(VENV)" $(RUNS) *.egg-info .pytest_cache .ruff_cache
+	rm -rf "$(VENV)" .venv-oldest $(RUNS) *.egg-info .pytest_cache .ruff_cache
 	find logitmix_lite notebooks tests -name __pycache__ -o -name .ipynb_checkpoints | xargs rm -rf

@@ -1,18 +1,50 @@
-"""Logit averaging inside GRPO (arXiv:2605.20555): a frozen SFT policy and a trainable one, mixed token by token."""
+"""Logit averaging inside GRPO (arXiv:2605.20555): a frozen SFT policy and a trainable one, mixed token by token.
 
-from .config import load_preset
-from .evaluate import evaluate
-from .grpo import group_advantages, grpo_loss, kl_k3, token_distributions, token_logprobs
-from .hf import Mixture
-from .mixing import contrastive, dexperts, mix_logits, mix_probs, product_of_experts
-from .models import load_model, load_policy, load_tokenizer
-from .rollout import rollout
-from .tasks.load import load_task
-from .tasks.rewards import boxed, grade
-from .train import train
+The method, in the order to read it: mixing, grpo, schedules, mixture, rollout, train.
+The recipe around it: hf (the door to transformers), config, methods, models, sft, evaluate, runs.
+What may wait: fast/ (two policies at nearly the price of one), tasks/ (problems and their grading), lab/ (experiments).
 
-__all__ = [
-    "Mixture", "boxed", "contrastive", "dexperts", "evaluate", "grade", "group_advantages", "grpo_loss", "kl_k3",
-    "load_model", "load_policy", "load_preset", "load_task", "load_tokenizer", "mix_logits", "mix_probs",
-    "product_of_experts", "rollout", "token_distributions", "token_logprobs", "train",
-]  # fmt: skip
+Names are imported when they are first used, so that importing the package costs nothing and changes nothing."""
+
+import importlib
+import sys
+from types import ModuleType
+
+HOMES = {  # of the public names: the module that defines them
+    "config": ["load_preset"],
+    "evaluate": ["evaluate"],
+    "grpo": ["group_advantages", "grpo_loss", "kl_k3", "token_distributions", "token_logprobs"],
+    "hf": ["Mixture"],
+    "mixing": ["contrastive", "dexperts", "mix_logits", "mix_probs", "product_of_experts"],
+    "models": ["load_model", "load_policy", "load_tokenizer"],
+    "rollout": ["rollout"],
+    "tasks.load": ["load_task"],
+    "tasks.rewards": ["boxed", "grade"],
+    "train": ["train"],
+}
+HOME = {name: module for module, names in HOMES.items() for name in names}
+__all__ = sorted(HOME)
+
+
+def __getattr__(name: str):
+    if name not in HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+class _Package(ModuleType):
+    """The functions rollout, train and evaluate share their names with submodules, and importing a submodule makes it
+    an attribute of its package. Here the function stays what the name means."""
+
+    def __setattr__(self, name: str, value) -> None:
+        if not (name in HOME and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

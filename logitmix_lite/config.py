@@ -1,8 +1,10 @@
 """Every number of a run in one place. Each field is also a flag of the command line; its help stands beside it."""
 
 from dataclasses import dataclass, field, fields, replace
+from typing import TYPE_CHECKING
 
-from .tasks.load import Task, load_task, normalised
+if TYPE_CHECKING:  # what follows is imported where it is used: `--help` needs neither problems nor `datasets`
+    from .tasks.load import Task
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
@@ -22,13 +24,9 @@ class Preset:
     lora_rank: int = _number(0, "rank of the LoRA adapters; 0 trains all weights")
     lora_alpha: int = _number(32, "LoRA scale is lora_alpha / lora_rank")
     lora_blocks: int = _number(0, "adapters on so many of the last blocks; 0: all. The others run once for both")
-    dtype: str = _number(
-        "auto", "float32, bfloat16, float16, or auto: float32 on a CPU, else the 16 bits that the GPU does best"
-    )
+    dtype: str = _number("auto", "float32, bfloat16, float16, or auto: float32 on a CPU, else 16 bits that the GPU has")
     # problems
-    task: str = _number(
-        "chain", "problems: chain, words, math, cn_k12, mmlu, gsm8k, or a file.jsonl (question, answer)"
-    )
+    task: str = _number("chain", "problems: chain, words, math, cn_k12, mmlu, gsm8k, or a file.jsonl")
     data: str | None = _number(None, "copy on disk of that benchmark, instead of the Hub: JSONL, Parquet or a folder")
     where: dict | None = _number(None, "rows of a JSONL task to use, as field=value,value")
     train_size: int = _number(4000, "training problems at most")
@@ -65,13 +63,17 @@ class Preset:
     sft_batch: int = _number(32, "demonstrations a step")
     sft_lr: float = _number(8e-4, "learning rate of Adam, with a cosine decay to 0")
 
-    def problems(self) -> Task:
+    def problems(self) -> "Task":
         """The task of RL: training, validation and test problems, the same for every method and seed."""
+        from .tasks.load import load_task
+
         sizes = dict(train=self.train_size, validation=self.validation_size, test=self.test_size)
         return load_task(self.task, **sizes, where=self.where, data=self.data)
 
-    def demonstrations(self) -> Task:
+    def demonstrations(self) -> "Task":
         """The task of supervised fine-tuning: `train` holds the demonstrations, no test problem of RL among them."""
+        from .tasks.load import load_task, normalised
+
         sizes = dict(train=self.sft_demos, validation=self.validation_size, test=self.test_size)
         same = dict(where=self.where, data=self.data) if self.sft_task == self.task else {}
         task, rl = load_task(self.sft_task, **sizes, **same), self.problems()
@@ -82,92 +84,37 @@ class Preset:
 PRESETS = {
     "tiny": Preset("tiny", dtype="float32"),
     "smol": Preset(
-        "smol",
-        base="smol",
-        anchor="smol-anchor",
-        lora_rank=8,
-        lora_alpha=16,
-        lora_blocks=10,
-        task="words",
-        max_new_tokens=48,
-        prompts=4,
-        samples=8,
-        steps=30,
-        lr=3e-4,
-        microbatch_tokens=4096,
-        eval_every=30,
-        eval_batch=100,
-        validation_size=16,
-        sft_task="words",
-        sft_demos=960,
-        sft_steps=60,
-        sft_batch=16,
-        sft_lr=1.5e-3,
+        "smol", base="smol", anchor="smol-anchor", lora_rank=8, lora_alpha=16, lora_blocks=10, task="words",
+        validation_size=16, prompts=4, samples=8, max_new_tokens=48, steps=30, lr=3e-4, microbatch_tokens=4096,
+        eval_every=30, eval_batch=100, sft_task="words", sft_demos=960, sft_steps=60, sft_batch=16, sft_lr=1.5e-3,
     ),
-}
+}  # fmt: skip
 
 # The paper's family at its smallest, on problems with human solutions: minutes a run on a large GPU.
 PRESETS["qwen-0.5b"] = Preset(
-    "qwen-0.5b",
-    base="Qwen/Qwen2.5-0.5B-Instruct",
-    anchor="runs/qwen-0.5b/anchor/final",
-    lora_rank=16,
-    lora_alpha=32,
-    task="gsm8k",
-    train_size=4000,
-    validation_size=32,
-    test_size=200,
-    max_new_tokens=320,
-    prompts=8,
-    samples=8,
-    steps=40,
-    lr=1e-4,
-    microbatch_tokens=8192,
-    eval_every=5,
-    save_every=20,
-    sft_task="gsm8k",
-    sft_demos=4000,
-    sft_steps=125,
-    sft_batch=32,
-    sft_lr=2e-4,
-)
+    "qwen-0.5b", base="Qwen/Qwen2.5-0.5B-Instruct", anchor="runs/qwen-0.5b/anchor/final", lora_rank=16, lora_alpha=32,
+    task="gsm8k", validation_size=32, prompts=8, samples=8, max_new_tokens=320, steps=40, lr=1e-4, eval_every=5,
+    save_every=20, sft_task="gsm8k", sft_demos=4000, sft_steps=125, sft_batch=32, sft_lr=2e-4,
+)  # fmt: skip
 
 # Qwen2.5-Instruct, the paper's models, with LoRA. The paper's text gives no learning rates and sizes: these are ours.
 for size, rank, microbatch_tokens in (("1.5b", 64, 32768), ("3b", 64, 16384), ("7b", 32, 8192)):
     PRESETS[f"qwen-{size}"] = Preset(
-        f"qwen-{size}",
-        base=f"Qwen/Qwen2.5-{size.upper()}-Instruct",
-        anchor=f"runs/qwen-{size}/anchor/final",
-        lora_rank=rank,
-        lora_alpha=rank,
-        task="math",
-        train_size=7000,
-        test_size=500,
-        max_new_tokens=1024,
-        prompts=16,
-        samples=8,
-        steps=200,
-        lr=2e-5,
-        microbatch_tokens=microbatch_tokens,
-        checkpoint_activations=True,
-        eval_batch=128,
-        save_every=10,
-        sft_task="math",
-        sft_demos=2000,
-        sft_steps=125,
-        sft_batch=32,
-        sft_lr=1e-4,
-    )
+        f"qwen-{size}", base=f"Qwen/Qwen2.5-{size.upper()}-Instruct", anchor=f"runs/qwen-{size}/anchor/final",
+        lora_rank=rank, lora_alpha=rank, task="math", train_size=7000, test_size=500, prompts=16, samples=8,
+        max_new_tokens=1024, steps=200, lr=2e-5, microbatch_tokens=microbatch_tokens, checkpoint_activations=True,
+        eval_batch=128, save_every=10, sft_task="math", sft_demos=2000, sft_steps=125, sft_batch=32, sft_lr=1e-4,
+    )  # fmt: skip
 
 
 def load_preset(name: str, **changes) -> Preset:
     """A named preset, with some fields changed. Raises ValueError for an unknown name, field, or impossible value."""
     if name not in PRESETS:
         raise ValueError(f"unknown preset {name!r}: choose one of {', '.join(PRESETS)}")
-    known = {f.name for f in fields(Preset)}
-    unknown = sorted(set(changes) - known)
-    if unknown:
-        raise ValueError(f"a preset has no field {unknown[0]!r}: it has {', '.join(sorted(known))}")
+    known = [f.name for f in fields(Preset)]
+    for field_ in changes:
+        if field_ not in known:
+            raise ValueError(f"a preset has no field {field_!r}: it has {', '.join(sorted(known))}")
     preset = replace(PRESETS[name], **changes)
     check(preset)
     return preset
@@ -175,6 +122,10 @@ def load_preset(name: str, **changes) -> Preset:
 
 def check(preset: Preset) -> None:
     """Raise ValueError, naming the field, where a value makes no sense."""
+    for f in fields(preset):
+        value, kind = getattr(preset, f.name), f.type
+        if isinstance(value, bool) != (kind is bool) or not isinstance(value, (int, float) if kind is float else kind):
+            raise ValueError(f"{f.name} must be {getattr(kind, '__name__', kind)}, got {value!r}")
     for name in ("alpha", "smoothing"):
         if not 0 <= getattr(preset, name) <= 1:
             raise ValueError(f"{name} lies in [0, 1], got {getattr(preset, name)}")

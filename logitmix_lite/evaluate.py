@@ -1,4 +1,4 @@
-"""How good a policy is on held-out problems, with intervals, and paired comparisons of two policies."""
+"""How good a policy is on held-out problems: what it says, how that is graded, and rates with intervals."""
 
 import json
 from collections.abc import Sequence
@@ -6,15 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
-import pandas as pd
-import torch
 from tqdm import tqdm
 
 from .config import Preset
-from .lab.stats import contingency, difference_interval, interval, mcnemar, mean_interval, pass_at
 from .models import load_policy, load_tokenizer, make_mixture
+from .records import check_new, read_config
 from .rollout import rollout
-from .runs import read_config
+from .stats import interval, mean_interval, pass_at
 from .tasks.generated import Problem
 from .tasks.hub import SOURCES
 from .tasks.load import encode_prompt
@@ -56,32 +54,22 @@ class Evaluation:
         """The grades of each problem."""
         return [self.grades[i : i + self.samples] for i in range(0, len(self.grades), self.samples)]
 
-    def pass_at(self, k: int) -> float:
-        """Mean chance that one of `k` completions of a problem is right and boxed."""
-        return fmean(pass_at(k, self.samples, sum(g.correct for g in group)) for group in self.groups())
-
-    def majority(self) -> float:
-        """Share of problems whose most frequent boxed answer is right (the first of equally frequent ones)."""
-        return fmean(majority_vote(group) for group in self.groups())
-
     def summary(self) -> dict:
         """Counts, rates and 95 % intervals, ready for JSON."""
         report = {
-            "problems": len(self.problems),
-            "samples": self.samples,
-            "truncated": fmean(self.truncated),
-            "length": fmean(self.lengths),
-            "failed_comparisons": sum(g.failed for g in self.grades),
-        }
+            "problems": len(self.problems), "samples": self.samples, "truncated": fmean(self.truncated),
+            "length": fmean(self.lengths), "failed_comparisons": sum(g.failed for g in self.grades),
+        }  # fmt: skip
         for rate, name in (("accuracy", "correct"), ("format_rate", "formatted"), ("number_rate", "number")):
             shares = [fmean(getattr(g, name) for g in group) for group in self.groups()]
             # the completions of one problem resemble each other, so it is the problems that are counted
             bounds = interval(round(sum(shares)), len(shares)) if self.samples == 1 else mean_interval(shares)
             report[rate], report[f"{rate}_95"] = fmean(shares), [round(x, 4) for x in bounds]
-        if self.samples > 1:
+        if self.samples > 1:  # also: is one of k right, and is the most frequent boxed answer
+            right = [sum(g.correct for g in group) for group in self.groups()]
             powers = [2**n for n in range(self.samples.bit_length())]
-            report["pass_at"] = {str(k): self.pass_at(k) for k in powers}
-            report["majority"] = self.majority()
+            report["pass_at"] = {str(k): fmean(pass_at(k, self.samples, r) for r in right) for k in powers}
+            report["majority"] = fmean(map(majority_vote, self.groups()))
         return report
 
     def records(self) -> list[dict]:
@@ -96,7 +84,9 @@ class Evaluation:
 
 
 def majority_vote(group: Sequence[Grade]) -> bool:
-    """Whether the most frequent of a problem's boxed answers is right; answers that mean the same count together."""
+    """Whether the most frequent of a problem's boxed answers is right (of equally frequent ones, the first).
+
+    Answers that mean the same count together."""
     votes: dict[str, list[Grade]] = {}
     for g in group:
         if g.formatted:
@@ -106,17 +96,9 @@ def majority_vote(group: Sequence[Grade]) -> bool:
 
 
 def evaluate(
-    policy,
-    tokenizer,
-    problems: Sequence[Problem],
-    *,
-    instruction="",
-    max_new_tokens=64,
-    batch=100,
-    temperature=0.0,
-    samples=1,
-    seed=0,
-) -> Evaluation:
+    policy, tokenizer, problems: Sequence[Problem], *, instruction="", max_new_tokens=64, batch=100, temperature=0.0,
+    samples=1, seed=0,
+) -> Evaluation:  # fmt: skip
     """Decode each problem with a Mixture or any causal language model (once and greedily by default) and grade it.
 
     Problems are decoded in order of length, `batch` completions at a time; the result is in the order given."""
@@ -126,12 +108,10 @@ def evaluate(
         raise ValueError("several samples of greedy decoding are all the same: set a temperature above 0")
     prompts = [encode_prompt(tokenizer, p.question, instruction) for p in problems]
     order = sorted(range(len(problems)), key=lambda k: len(prompts[k]))
-    found: dict[int, tuple] = {}
-    size = max(1, batch // samples)
+    found, size = {}, max(1, batch // samples)
     chunks = [order[start : start + size] for start in range(0, len(order), size)]
-    for number, chunk in enumerate(
-        tqdm(chunks, desc="evaluate", unit="batch", leave=False, disable=len(chunks) < 2 or None)
-    ):
+    bar = tqdm(chunks, desc="evaluate", unit="batch", leave=False, disable=len(chunks) < 2 or None)
+    for number, chunk in enumerate(bar):
         rollouts = rollout(
             policy, [prompts[k] for k in chunk], samples=samples, max_new_tokens=max_new_tokens,
             temperature=temperature, seed=[seed, number], eos=tokenizer.eos_token_id, pad=tokenizer.pad_token_id,
@@ -151,8 +131,8 @@ def evaluate_model(
     alpha: mix it with `preset.anchor` (or, if it is a mixture, set its alpha). samples: that many completions of each
     problem at `preset.temperature`, in place of greedy decoding.
     Raises ValueError for test problems that the model may have been trained on, as a larger test set than its run's."""
-    if out and Path(out).exists():
-        raise ValueError(f"{out} is there already: choose another --out")
+    if out:
+        check_new(out)
     if samples is not None and samples < 1:
         raise ValueError(f"samples must be at least 1, got {samples}")
     run = read_config(Path(source).parent)
@@ -172,10 +152,10 @@ def evaluate_model(
     )  # fmt: skip
     if out:
         Path(out).mkdir(parents=True)
-        with (Path(out) / "problems.jsonl").open("w") as file:
+        with (Path(out) / "problems.jsonl").open("w", encoding="utf-8") as file:
             file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in found.records())
         summary = {"model": str(source), "alpha": alpha, "task": preset.task} | found.summary()
-        (Path(out) / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+        (Path(out) / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     return found
 
 
@@ -185,72 +165,3 @@ def tokenizer_of(source: str, base: str):
         return load_tokenizer(source)
     except FileNotFoundError:
         return load_tokenizer(base)
-
-
-def mixing_table(
-    mixture, tokenizer, problems, alphas: Sequence[float], rules: Sequence[str] = ("logit", "prob"), **decoding
-) -> pd.DataFrame:
-    """The paper's table 4: a row for each rule and alpha, with rates and their 95 % intervals.
-
-    mixture: of theta and ref. decoding: further arguments of `evaluate`. At alpha 0 and 1 one policy is alone, whatever
-    the rule: those are decoded once."""
-    before, rows, alone = (mixture.rule, mixture.weights), [], {}
-    try:
-        for rule, alpha in tqdm([(rule, alpha) for rule in rules for alpha in alphas], desc="mixing", unit="alpha"):
-            mixture.rule, mixture.alpha = rule, alpha
-            if alpha not in alone:
-                found = evaluate(mixture, tokenizer, problems, **decoding).summary()
-                if alpha in (0, 1):
-                    alone[alpha] = found
-            row = {"rule": rule, "alpha": alpha}
-            for rate in ("accuracy", "format_rate", "number_rate"):
-                values = alone.get(alpha, found)
-                row |= {
-                    rate: values[rate],
-                    f"{rate}_low": values[f"{rate}_95"][0],
-                    f"{rate}_high": values[f"{rate}_95"][1],
-                }
-            rows.append(row)
-    finally:
-        mixture.rule, mixture.weights = before
-    return pd.DataFrame(rows)
-
-
-@torch.no_grad()
-def who_decided(theta, ref, tokenizer, prompt: Sequence[int], text: str) -> tuple[list[str], list[float], list]:
-    """Read `text`, an answer to `prompt`, with both models. For each token: its piece of the text; KL(theta || ref)
-    there, in nats; "t" if it is theta's first choice and not ref's, "r" if ref's and not theta's, else None."""
-    answer = tokenizer(text, add_special_tokens=False)["input_ids"]
-    ids = torch.tensor([[*prompt, *answer]], device=theta.device)
-    first, second = (model(ids).logits[0, len(prompt) - 1 : -1].log_softmax(-1) for model in (theta, ref))
-    kl = (first.exp() * (first - second)).sum(-1)
-    choices = zip(answer, first.argmax(-1).tolist(), second.argmax(-1).tolist(), strict=True)
-    who = [None if a == b or token not in (a, b) else "t" if token == a else "r" for token, a, b in choices]
-    return [tokenizer.decode(token) for token in answer], kl.tolist(), who
-
-
-def compare(first: str | Path, second: str | Path, rate: str = "correct") -> dict:
-    """Two files of records on the same problems: shares, their difference with a 95 % interval, and McNemar's test.
-
-    Raises ValueError where the files do not hold one record of each of the same problems."""
-    tables = []
-    for path in (first, second):
-        try:
-            rows = [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
-            tables.append({(row["question"], row["gold"]): bool(row[rate]) for row in rows})
-        except (ValueError, KeyError, TypeError):
-            raise ValueError(f"{path} is not a problems.jsonl of `evaluate`") from None
-        if len(tables[-1]) < len(rows):
-            raise ValueError(f"{path} has several completions of one problem: compare greedy evaluations")
-    if tables[0].keys() != tables[1].keys():
-        raise ValueError(f"{first} and {second} are not about the same problems")
-    one, two = ([table[problem] for problem in tables[0]] for table in tables)
-    return {
-        "problems": len(one),
-        "first": fmean(one),
-        "second": fmean(two),
-        "difference": fmean(two) - fmean(one),
-        "difference_95": [round(x, 4) for x in difference_interval(one, two)],
-        "p_value": mcnemar(one, two),
-        **contingency(one, two),
-    }

@@ -2,9 +2,8 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-import numpy as np
-from scipy.special import expit
+from math import exp
+from statistics import fmean
 
 
 @dataclass
@@ -12,6 +11,11 @@ class Fixed:
     """Algorithm 1: alpha stays what it is."""
 
     alpha: float
+
+    @classmethod
+    def of(cls, settings) -> "Fixed":
+        """The schedule that a run's settings ask for."""
+        return cls(settings.alpha)
 
 
 @dataclass
@@ -25,13 +29,24 @@ class Adaptive:
     scale: float = 0.5
     smoothing: float = 1.0
 
+    @classmethod
+    def of(cls, settings) -> "Adaptive":
+        """The schedule that a run's settings ask for."""
+        return cls(settings.alpha, settings.offset, settings.scale, settings.smoothing)
+
     def update(self, mixed: Sequence[bool], theta: Sequence[bool]) -> dict[str, float]:
         """Set alpha from the correctness of greedy decodes of the same problems by the mixture and by theta alone.
 
         Equation 8: gain, the share that only the mixture solves; forgetting, the share that only theta solves.
         Equation 9: `alpha = sigmoid((gain - forgetting - m0) / tau)`. Returns alpha, gain and forgetting."""
-        mixed, theta = np.asarray(mixed, bool), np.asarray(theta, bool)
-        gain, forgetting = float((mixed & ~theta).mean()), float((~mixed & theta).mean())
-        target = float(expit((gain - forgetting - self.offset) / self.scale))
+        pairs = list(zip(mixed, theta, strict=True))
+        gain, forgetting = fmean(bool(m and not t) for m, t in pairs), fmean(bool(t and not m) for m, t in pairs)
+        target = sigmoid((gain - forgetting - self.offset) / self.scale)
         self.alpha = (1 - self.smoothing) * self.alpha + self.smoothing * target
         return {"alpha": self.alpha, "gain": gain, "forgetting": forgetting}
+
+
+def sigmoid(x: float) -> float:
+    """1 / (1 + e^-x), of any size without overflow."""
+    small = exp(-abs(x))
+    return (1 if x >= 0 else small) / (1 + small)

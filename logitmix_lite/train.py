@@ -1,59 +1,19 @@
 """A run of RL: algorithm 1, algorithm 2 and the baselines differ only in the `Method` that they run under."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
 
 from .config import Preset, check, load_preset
+from .methods import named
 from .models import average_with_base, check_precision, frozen_fingerprint, load_tokenizer, make_mixture
 from .ranks import Ranks
 from .rollout import check_prompts
 from .runs import Run
-from .schedules import Adaptive, Fixed
+from .schedules import Fixed
 from .tasks.load import encode_prompt
 from .trainer import Trainer
-
-
-@dataclass(frozen=True)
-class Method:
-    """What tells the methods apart: where theta starts, whether and how it is mixed with ref, whether KL is paid."""
-
-    init: str
-    mixes: bool = False
-    rule: str = "logit"
-    adaptive: bool = False
-    kl: bool = False
-
-    def schedule(self, preset: Preset) -> Fixed | Adaptive:
-        """Who sets alpha between steps; it stays 0 where nothing is mixed."""
-        alpha = preset.alpha if self.mixes else 0.0
-        return Adaptive(alpha, preset.offset, preset.scale, preset.smoothing) if self.adaptive else Fixed(alpha)
-
-    def beta(self, preset: Preset) -> float:
-        """Weight of the KL term."""
-        return preset.beta if self.kl else 0.0
-
-
-METHODS = {
-    "fixed": Method("base", mixes=True),
-    "adaptive": Method("base", mixes=True, adaptive=True),
-    "prob": Method("base", mixes=True, rule="prob"),
-    "grpo-kl": Method("anchor", kl=True),
-    "grpo": Method("base"),
-}
-
-
-def check_flags(method: str, alpha: float | None, beta: float | None) -> Method:
-    """The named method; raises ValueError if it is unknown or would ignore an alpha or beta that was asked for."""
-    if method not in METHODS:
-        raise ValueError(f"unknown method {method!r}: choose one of {', '.join(METHODS)}")
-    how = METHODS[method]
-    if alpha is not None and not how.mixes:
-        raise ValueError(f"{method} does not mix, so alpha has no meaning for it")
-    if beta is not None and not how.kl:
-        raise ValueError(f"{method} has no KL term, so beta has no meaning for it")
-    return how
 
 
 def train(
@@ -65,14 +25,15 @@ def train(
     their weights), or a path.
     resume: go on from the checkpoint in `out`; the result is, on a CPU bit for bit, that of a run never interrupted.
     Raises ValueError for settings that cannot work, before anything is written."""
-    preset = load_preset(preset) if isinstance(preset, str) else preset
+    how = named(method)
+    preset = replace(load_preset(preset) if isinstance(preset, str) else preset, **how.settings)
     check(preset)
     if preset.temperature == 0:
         raise ValueError("GRPO learns from differences between samples: temperature must be positive")
     if seed < 0:
         raise ValueError(f"seed must not be negative, got {seed}")
-    how, ranks = check_flags(method, None, None), Ranks()
-    schedule, beta = how.schedule(preset), how.beta(preset)
+    ranks = Ranks()
+    schedule, beta = how.schedule.of(preset) if how.mixes else Fixed(0.0), preset.beta if how.kl else 0.0
     ranks.share(range(preset.prompts))  # can they be shared evenly?
     task, tokenizer = preset.problems(), load_tokenizer(preset.base)
     torch.manual_seed(seed)  # a LoRA adapter's random start

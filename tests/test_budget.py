@@ -13,7 +13,7 @@ from logitmix_lite.rollout import completion_logprobs
 SIZES = dict(hidden_size=192, num_hidden_layers=6, num_attention_heads=6, vocab_size=3000, tie_word_embeddings=True)
 CONFIGS = {
     "llama": AutoConfig.for_model("llama", **SIZES, intermediate_size=512, num_key_value_heads=3),
-    "qwen2": AutoConfig.for_model("qwen2", **SIZES, intermediate_size=1024, num_key_value_heads=1),
+    "qwen2": AutoConfig.for_model("qwen2", **SIZES, intermediate_size=1024, num_key_value_heads=2),
 }
 ROWS, SAMPLES, PROMPT, NEW = 48, 8, 20, 40
 
@@ -76,6 +76,43 @@ def test_memory_is_right_within_15_percent(kind, rank, blocks, checkpoint):
 
     learn()  # the gradients stay; they count under training theta
     assert peak(learn) == pytest.approx(held["activations"], rel=0.15)
+
+
+def kept_for_backward(config, rank: int, dtype: torch.dtype, rows: int = 2, length: int = 64) -> float:
+    """Bytes a token that autograd keeps of a model without its head, in a pass over rows with a padded token each."""
+    model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    body = (add_lora(model, rank, rank) if rank else model).get_decoder()
+    weights, kept = {p.untyped_storage().data_ptr() for p in model.parameters()}, {}
+
+    def count(x):
+        kept[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+        return x
+
+    mask = torch.ones(rows, length, dtype=torch.long)
+    mask[:, 0] = 0  # with a mask, keys and values are repeated for all heads, as they are beside a prompt's
+    with torch.autograd.graph.saved_tensors_hooks(count, lambda x: x):
+        out = body(torch.ones_like(mask), attention_mask=mask, use_cache=False)  # what is kept must stay alive
+    assert out.last_hidden_state.requires_grad
+    return sum(size for place, size in kept.items() if place not in weights) / mask.numel()
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+@pytest.mark.parametrize("rank", [0, 8])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_what_a_layer_keeps_for_its_backward_pass(kind, rank, dtype):
+    sizes = dict(SIZES, num_key_value_heads=2, intermediate_size=640)
+    one, two = (
+        kept_for_backward(AutoConfig.for_model(kind, **sizes | {"num_hidden_layers": layers}), rank, dtype)
+        for layers in (2, 3)
+    )
+    plan = Plan(AutoConfig.for_model(kind, **sizes), prompt=0, rank=rank, dtype=dtype)
+    assert plan.layer_activations() == pytest.approx(two - one, rel=0.02)
+
+
+def test_prompts_are_read_once_for_all_their_samples_and_kept_by_each():
+    config = CONFIGS["qwen2"]
+    alone, beside = (Plan(config, prompt=prompt, new=100, samples=4, rank=0).layer_activations() for prompt in (0, 50))
+    assert beside == alone * (1 + 50 / 400) + 2 * config.hidden_size * 2 * 0.5
 
 
 @pytest.mark.parametrize("kind", CONFIGS)

@@ -1,10 +1,15 @@
 """The command line: bad input is one clear sentence and a non-zero exit, and leaves nothing behind."""
 
 import json
+import re
+import subprocess
+import sys
 
 import pytest
 
-from logitmix_lite.__main__ import main
+from logitmix_lite import HOME
+from logitmix_lite.__main__ import COMMANDS, main
+from logitmix_lite.methods import METHODS
 
 TRAIN = ["train", "--method", "fixed", "--steps", "1", "--prompts", "2", "--samples", "2", "--test-size", "4"]
 
@@ -26,6 +31,9 @@ def jsonl(folder, *rows):
         (["--alpha", "nan"], "alpha lies in [0, 1], got nan"),
         (["--method", "grpo", "--alpha", "0.5"], "grpo does not mix"),
         (["--beta", "0.1"], "fixed has no KL term"),
+        (["--method", "fixed-0.25", "--alpha", "0.5"], "fixed-0.25 has alpha = 0.25 by itself: leave out --alpha"),
+        (["--method", "grpo-kl-0.1", "--beta", "0.2"], "grpo-kl-0.1 has beta = 0.1 by itself"),
+        (["--method", "base-anchor", "--anchor", "smol"], "base-anchor has anchor = 'base' by itself"),
         (["--samples", "1"], "samples must be at least 2"),
         (["--lr", "-1"], "lr must be positive"),
         (["--anchor", "./nowhere"], "no model at ./nowhere"),
@@ -100,9 +108,6 @@ def test_out_that_holds_another_run(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["notes.txt"]
 
 
-COMMANDS = ["fetch", "tiny", "sft", "train", "evaluate", "compare", "sweep", "report", "bench"]
-
-
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help(command, capsys):
     with pytest.raises(SystemExit) as stop:
@@ -110,10 +115,101 @@ def test_help(command, capsys):
     assert stop.value.code == 0 and command in capsys.readouterr().out
 
 
-def test_bench_passes_its_flags_on(capfd):
-    with pytest.raises(SystemExit) as stop:
-        main(["bench", "--rows", "rollout,nonsense", "--runs", "1"])
-    assert stop.value.code == 2 and "no row 'nonsense': choose of rollout, training" in capfd.readouterr().err
+def test_help_lists_every_method_and_the_flags_of_the_bench(capsys):
+    for command, words in (("train", METHODS), ("sweep", METHODS), ("bench", ("--rows", "--shape", "limits"))):
+        with pytest.raises(SystemExit):
+            main([command, "--help"])
+        said = re.sub(r"-\n\s*", "-", capsys.readouterr().out)  # help is wrapped at hyphens too
+        assert all(re.search(rf"(?<!\S){re.escape(word)}[,\s]", said) for word in words), command
+
+
+def test_bad_benchmarks(tmp_path):
+    for flags, sentence in (
+        (["--rows", "rollout,nonsense"], "no row 'nonsense': choose of rollout, training"),
+        (["--runs", "0"], "must be at least 1"),
+        (["--out", str(tmp_path)], "is there already"),
+        (["--shape", "huge", "--rows", "rollout"], "no shape of 'huge' is written down"),
+    ):
+        with pytest.raises(SystemExit, match=f"error: .*{sentence}"):
+            main(["bench", *flags])
+
+
+def python(code: str) -> str:
+    """What a fresh interpreter prints."""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+HEAVY = ("torch", "transformers", "datasets", "peft", "accelerate", "pandas", "scipy", "matplotlib", "numpy")
+LOADED = f"import sys; print([name for name in {HEAVY} if name in sys.modules])"
+
+
+@pytest.mark.parametrize(
+    "work, loads",
+    [
+        ("import logitmix_lite, logitmix_lite.__main__, logitmix_lite.records", []),
+        ("from logitmix_lite.__main__ import make_parser; make_parser().format_help()", []),
+        ("from logitmix_lite.methods import METHODS; METHODS['adaptive'].schedule(0.5).update([1], [0])", []),
+        ("from logitmix_lite import load_preset; load_preset('tiny')", []),
+        ("from logitmix_lite.stats import interval, mcnemar; interval(1, 2)", ["numpy"]),
+        ("import logitmix_lite.lab.report, logitmix_lite.lab.tables", ["pandas", "scipy", "matplotlib", "numpy"]),
+    ],
+)
+def test_what_starts_at_once_loads_nothing_heavy(work, loads):
+    assert python(f"{work}; {LOADED}") == str(loads)
+
+
+@pytest.mark.parametrize("name", ["rollout", "train", "evaluate"])
+def test_a_function_keeps_its_name_whatever_is_imported_first(name):
+    """Importing a submodule makes it an attribute of its package, which would hide the function of the same name."""
+    use = f"from logitmix_lite import {name}; assert callable({name}), {name}"
+    reach = f"import logitmix_lite; assert callable(logitmix_lite.{name})"
+    module = f"import logitmix_lite.{HOME[name]}, sys; sys.modules['logitmix_lite.{HOME[name]}'].{name}"
+    for order in ((module, use, reach), (use, module, use, reach), (reach, module, reach)):
+        python("; ".join(order))
+    python(f"import logitmix_lite.{name}; {use}; {reach}")  # also where the function lives elsewhere
+
+
+def test_all_public_names_are_there():
+    python(
+        "from logitmix_lite import *; import logitmix_lite as p; assert set(p.__all__) <= set(globals()) & set(dir(p))"
+    )
+    with pytest.raises(ImportError, match="cannot import name 'nonsense'"):
+        from logitmix_lite import nonsense  # noqa: F401
+
+
+def test_settings_from_a_file(tmp_path, capsys):
+    file = tmp_path / "settings.json"
+    small = {"prompts": 2, "samples": 2, "test_size": 4, "validation_size": 2, "alpha": 0.25, "steps": 5, "lr": 1e-4}
+    file.write_text(json.dumps(small))
+    run = ["train", "--settings", str(file), "--steps", "0", "--out", str(tmp_path / "run"), "--method"]
+    main([*run, "adaptive"])
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert {name: config[name] for name in small} == small | {"steps": 0}  # the flag counts before the file
+    for text, sentence in (
+        ("[1]", "is not a JSON object of settings"),
+        ("{", "is not a JSON object of settings"),
+        ('{"step": 1}', "a preset has no field 'step'"),
+        ('{"prompts": "ten"}', "prompts must be int, got 'ten'"),
+        ('{"prompts": true}', "prompts must be int, got True"),
+        ('{"data": 3}', r"data must be str \| None, got 3"),
+    ):
+        file.write_text(text)
+        with pytest.raises(SystemExit, match=sentence):
+            main([*run, "fixed"])
+    with pytest.raises(SystemExit, match="No such file"):
+        main([*TRAIN, "--out", str(tmp_path / "b"), "--settings", str(tmp_path / "none.json")])
+
+
+def test_evaluate_refuses_an_out_that_cannot_be_written_before_it_starts(tmp_path, monkeypatch):
+    monkeypatch.setattr("logitmix_lite.models.load_model", lambda *args: pytest.fail("the work was begun"))
+    (tmp_path / "file").write_text("")
+    for out in (tmp_path, tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(SystemExit, match="error: "):
+            main(["evaluate", "--model", "tiny-base", "--test-size", "4", "--out", str(out)])
+        with pytest.raises(SystemExit, match="error: "):
+            main(["mixing-table", "--test-size", "4", "--out", str(out)])
 
 
 def test_train_sweep_evaluate_report(tmp_path, capsys):

@@ -2,16 +2,19 @@
 
 import itertools
 import json
-from math import comb, exp, sqrt
+from math import comb, exp
 from statistics import fmean
 
 import numpy as np
 import pytest
 import torch
+from scipy.stats import binomtest
 
 from logitmix_lite import evaluate, load_model, load_policy, load_task, load_tokenizer
-from logitmix_lite.evaluate import compare, majority_vote, who_decided
-from logitmix_lite.lab.stats import (
+from logitmix_lite.evaluate import majority_vote
+from logitmix_lite.lab.study import compare, who_decided
+from logitmix_lite.schedules import Adaptive
+from logitmix_lite.stats import (
     bootstrap_interval,
     contingency,
     difference_interval,
@@ -20,17 +23,13 @@ from logitmix_lite.lab.stats import (
     mean_interval,
     pass_at,
 )
-from logitmix_lite.schedules import Adaptive
 from logitmix_lite.tasks.rewards import grade
 
 
-@pytest.mark.parametrize("successes, trials", [(0, 200), (1, 10), (57, 200), (200, 200)])
+@pytest.mark.parametrize("successes, trials", [(0, 200), (1, 10), (57, 200), (200, 200), (0, 1)])
 def test_interval_is_wilsons(successes, trials):
-    z, share = 1.959964, successes / trials
-    centre = (share + z * z / (2 * trials)) / (1 + z * z / trials)
-    half = z / (1 + z * z / trials) * sqrt(share * (1 - share) / trials + z * z / (4 * trials**2))
-    low, high = interval(successes, trials)
-    assert (low, high) == pytest.approx((max(0, centre - half), min(1, centre + half)), abs=1e-6)
+    expected = binomtest(successes, trials).proportion_ci(method="wilson")
+    assert interval(successes, trials) == pytest.approx((expected.low, expected.high), abs=1e-12)
 
 
 def test_paired_comparison():
@@ -40,6 +39,9 @@ def test_paired_comparison():
     by_hand = 2 * sum(comb(11, k) for k in range(3)) / 2**11  # two-sided binomial tail of 2 among 11
     assert mcnemar(first, second) == pytest.approx(by_hand)
     assert mcnemar(first, first) == 1
+    for only in ((0, 1), (3, 3), (2, 7), (40, 90)):
+        pair = [True] * only[0] + [False] * only[1], [False] * only[0] + [True] * only[1]
+        assert mcnemar(*pair) == pytest.approx(binomtest(only[0], sum(only)).pvalue, rel=1e-9)
 
 
 @pytest.mark.parametrize("k, correct", [(1, 2), (3, 2), (4, 2), (5, 2), (6, 2), (2, 0), (2, 6)])

@@ -1,35 +1,74 @@
-"""Grids of runs: what each command line says, that grids resume, and what the report makes of them."""
+"""Grids of runs: what each run is started with, that grids resume, and what the report makes of them."""
 
+import itertools
 import json
+import subprocess
 
 import numpy as np
 import pytest
 import torch
 from conftest import make_lora_pair, make_model
 from matplotlib import pyplot as plt
+from matplotlib.colors import to_rgb
 
-from logitmix_lite.__main__ import main, make_parser
+from logitmix_lite.__main__ import chosen_preset, main, make_parser
 from logitmix_lite.config import load_preset
 from logitmix_lite.hf import Mixture
-from logitmix_lite.lab.report import plot_curves
-from logitmix_lite.lab.sweep import ARMS, command, sweep
-from logitmix_lite.lab.tables import complementarity, load_runs, summary, verdicts
+from logitmix_lite.lab.report import FIGURES, plot_curves
+from logitmix_lite.lab.sweep import sweep
+from logitmix_lite.lab.tables import arm_of, complementarity, load_runs, summary, verdicts
+from logitmix_lite.methods import METHODS
 from logitmix_lite.models import average_with_base, load_model, trainable
+from logitmix_lite.records import read_config
 
 SMALL = dict(steps=1, prompts=2, samples=2, test_size=4, validation_size=2)
 
 
-@pytest.mark.parametrize("name", ARMS)
-def test_the_command_of_an_arm_is_understood_and_says_what_the_arm_says(tmp_path, name):
-    preset = load_preset("tiny", lr=1e-4, alpha=0.4, beta=0.2, keep_ref_states=False, where={"type": ["a", "b"]})
-    words = command(preset, name, 3, tmp_path / "run")
-    args = make_parser()[0].parse_args(words[3:])
-    arm = ARMS[name]
-    assert (args.method, args.seed, args.init, args.lr) == (arm.method, 3, arm.init, 1e-4)
-    assert args.keep_ref_states is False and args.where == {"type": ["a", "b"]} and not args.resume
-    assert args.alpha == (None if arm.method.startswith("grpo") else arm.settings.get("alpha", 0.4))
-    assert args.beta == (arm.settings.get("beta", 0.2) if arm.method == "grpo-kl" else None)
-    assert args.anchor == arm.settings.get("anchor")
+@pytest.mark.parametrize("name", METHODS)
+def test_each_method_of_a_grid_runs_with_its_own_settings_over_the_grids(tmp_path, monkeypatch, name):
+    started = {}
+    monkeypatch.setattr(
+        "logitmix_lite.lab.sweep.subprocess.run",
+        lambda words, **more: started.update(words=words) or subprocess.CompletedProcess(words, 0),
+    )
+    preset = load_preset("tiny", **SMALL, lr=1e-4, alpha=0.4, beta=0.2, keep_ref_states=False)
+    sweep(preset, [name], [3], tmp_path)
+    args = make_parser().parse_args(started["words"][3:])
+    assert (args.method, args.seed, args.out, args.resume) == (name, 3, str(tmp_path / f"{name}-seed3"), False)
+    assert chosen_preset(args) == preset and args.alpha is args.beta is None
+    main([*started["words"][3:], "--steps", "0"])
+    made = read_config(args.out)
+    assert {name: made[name] for name in METHODS[name].settings} == METHODS[name].settings
+    assert (made["method"], made["lr"], made["init"]) == (name, 1e-4, METHODS[name].init)
+    assert made["alpha"] == METHODS[name].settings.get("alpha", 0.4)
+    assert made["beta"] == METHODS[name].settings.get("beta", 0.2)
+    (tmp_path / f"{name}-seed3" / "final").rename(tmp_path / "gone")  # as if it had been cut short
+    sweep(preset, [name], [3], tmp_path)
+    assert "--resume" in started["words"]
+
+
+def test_what_was_recorded_under_older_names_is_still_the_right_curve(tmp_path):
+    for folder, method, arm in (
+        ("fixed-0.25-seed3", "fixed", "fixed-0.25"), ("fixed-0.25-seed3", "fixed-0.25", "fixed-0.25"),
+        ("wise-ft-seed0", "grpo", "wise-ft"), ("mine", "grpo-kl-0.1", "grpo-kl-0.1"), ("mine-seed0", "prob", "prob"),
+    ):  # fmt: skip
+        assert arm_of(tmp_path / folder, {"method": method}) == arm
+    with pytest.raises(ValueError, match="unknown method 'ppo'"):
+        arm_of(tmp_path / "mine", {"method": "ppo"})
+
+
+def lightness(colour: str) -> float:
+    """As a grey printer sees it (ITU-R BT.601)."""
+    return sum(weight * part for weight, part in zip((0.299, 0.587, 0.114), to_rgb(colour), strict=True))
+
+
+def test_methods_of_one_figure_stay_apart_in_grey():
+    assert {arm for arms in FIGURES.values() for arm in arms} == set(METHODS)
+    styles = [METHODS[name].style for name in METHODS]
+    assert all(len({str(style[k]) for style in styles}) == len(styles) for k in range(3))
+    for arms in FIGURES.values():
+        for first, second in itertools.combinations([METHODS[name].style[0] for name in arms], 2):
+            assert abs(lightness(first) - lightness(second)) > 0.1, (first, second)
 
 
 def test_a_grid_trains_all_arms_keeps_what_is_there_and_goes_on_with_the_rest(tmp_path):
@@ -37,14 +76,14 @@ def test_a_grid_trains_all_arms_keeps_what_is_there_and_goes_on_with_the_rest(tm
     kept = tmp_path / "fixed-seed0" / "metrics.jsonl"
     before = kept.read_text()
     half = tmp_path / "wise-ft-seed0"
-    main(command(load_preset("tiny", **SMALL), "wise-ft", 0, half)[3:])
-    (half / "final").rename(tmp_path / "gone")  # as if it had been killed before its end
     grid = [f"--{name.replace('_', '-')}={value}" for name, value in SMALL.items()]
+    main(["train", "--method", "wise-ft", "--out", str(half), *grid])
+    (half / "final").rename(tmp_path / "gone")  # as if it had been killed before its end
     main(["sweep", "--methods", "fixed,wise-ft", "--seeds", "0", "--jobs", "2", "--out", str(tmp_path), *grid])
     assert kept.read_text() == before and (half / "final").is_dir()
     runs = load_runs(tmp_path)
     assert runs.groupby("run")["step"].apply(list).to_dict() == {"fixed-seed0": [0, 1], "wise-ft-seed0": [0, 1]}
-    assert set(runs["arm"]) == {"fixed", "wise-ft"} and set(runs["method"]) == {"fixed", "grpo"}
+    assert set(runs["arm"]) == {"fixed", "wise-ft"} and set(runs["method"]) == {"fixed", "wise-ft"}
     page = (tmp_path / "report" / "report.md").read_text()
     assert "fixed mixing | 1 | 1" in page and "GRPO from averaged weights | 1 | 1" in page
     lines = plot_curves(runs).axes[0].get_legend().get_texts()
@@ -55,7 +94,7 @@ def test_a_grid_trains_all_arms_keeps_what_is_there_and_goes_on_with_the_rest(tm
 
 def test_bad_grids(tmp_path):
     for flags, message in (
-        (["--methods", "fixed,ppo"], "unknown arm 'ppo'"),
+        (["--methods", "fixed,ppo"], "unknown method 'ppo'"),
         (["--seeds", "0,x"], "seeds are whole numbers"),
         (["--jobs", "0"], "jobs must be at least 1"),
     ):

@@ -17,13 +17,13 @@ import logitmix_lite.runs
 from logitmix_lite import load_policy, load_preset, train
 from logitmix_lite.grpo import group_advantages
 from logitmix_lite.hf import Mixture
+from logitmix_lite.methods import METHODS
 from logitmix_lite.models import load_model, load_tokenizer, locate, make_mixture
 from logitmix_lite.ranks import Ranks
 from logitmix_lite.runs import Run, batch_indices, read_config, read_metrics
 from logitmix_lite.schedules import Fixed
 from logitmix_lite.sft import fit, sft
 from logitmix_lite.tasks.load import encode_demo, load_task
-from logitmix_lite.train import METHODS
 from logitmix_lite.trainer import Trainer
 
 SMALL = dict(prompts=4, samples=4, steps=3, test_size=8, validation_size=8, eval_every=3, max_new_tokens=64)
@@ -51,7 +51,8 @@ def untimed(folder) -> list[dict]:
 
 def trainer(tmp_path, method="fixed", **changes) -> Trainer:
     preset, how = small(**changes), METHODS[method]
-    schedule, beta, run = how.schedule(preset), how.beta(preset), Run(tmp_path / "run", {})
+    schedule, beta = how.schedule.of(preset) if how.mixes else Fixed(0.0), preset.beta if how.kl else 0.0
+    run = Run(tmp_path / "run", {})
     mixture = make_mixture(
         preset.base if how.init == "base" else preset.anchor,
         preset.anchor,
@@ -89,7 +90,7 @@ def test_every_method_runs_and_logs(tmp_path, method):
     for line in lines[1:]:
         assert line.keys() >= ALWAYS
         assert line["logp_gap"] < 1e-4
-        assert (line["kl"] is not None) == (method == "grpo-kl")
+        assert (line["kl"] is not None) == METHODS[method].kl
     assert last == lines[-1]
     assert read_config(tmp_path / "run")["versions"]["torch"]
     assert load_policy(tmp_path / "run" / "final").rule == METHODS[method].rule

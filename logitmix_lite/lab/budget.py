@@ -1,29 +1,25 @@
 """What a run needs, worked out before a GPU is rented: memory by what holds it, and the time that hardware allows."""
 
-import copy
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
-from ..hf import Mixture
 from ..models import add_lora
-from ..rollout import completion_logprobs
 
 SAMPLING = 32  # bytes for each number in [rows, vocabulary] while a token is drawn: logits, log-probs, sums in float64
 
 # Layers, width, heads, heads of keys and values, width of the MLP, vocabulary, and whether the head is the embedding.
 SIZES = {
     "smol": ("llama", 30, 576, 9, 3, 1536, 49152, True),
+    "qwen-0.5b": ("qwen2", 24, 896, 14, 2, 4864, 151936, True),
     "qwen-1.5b": ("qwen2", 28, 1536, 12, 2, 8960, 151936, True),
     "qwen-3b": ("qwen2", 36, 2048, 16, 2, 11008, 151936, True),
     "qwen-7b": ("qwen2", 28, 3584, 28, 4, 18944, 152064, False),
 }
 
 
-def shape(preset: str) -> PreTrainedConfig:
+def shape(preset: str) -> PretrainedConfig:
     """The config of a preset's model, to plan with or to fill with random weights, without asking the Hub for it."""
     if preset not in SIZES:
         raise ValueError(f"no shape of {preset!r} is written down: choose one of {', '.join(SIZES)}")
@@ -41,10 +37,9 @@ class Plan:
     config: the model's (`AutoConfig.from_pretrained`). rows: completions on one GPU. samples: completions of a prompt.
     prompt, new: tokens of a prompt and of a completion. microbatch_tokens: of completions, trained at once. rank: of
     two LoRA adapters on one backbone; 0 trains a whole model beside a whole frozen one. blocks: adapters on so many of
-    the last blocks; 0: all. keep, checkpoint: the preset's `keep_ref_states` and `checkpoint_activations`. shards: GPUs
-    over which `--shard` spreads what is trained."""
+    the last blocks; 0: all. keep, checkpoint: the preset's `keep_ref_states` and `checkpoint_activations`."""
 
-    config: PreTrainedConfig
+    config: PretrainedConfig
     rows: int = 128
     samples: int = 8
     prompt: int = 200
@@ -55,7 +50,6 @@ class Plan:
     dtype: torch.dtype = torch.bfloat16
     keep: bool = True
     checkpoint: bool = True
-    shards: int = 1
 
     @property
     def share(self) -> float:
@@ -68,9 +62,10 @@ class Plan:
         c, size = self.config, self.dtype.itemsize
         total = parameters(c)
         trained = self.share * adapter_parameters(c, self.rank) if self.rank else total
-        block, outside = (per_token * self.microbatch_tokens for per_token in activations(self))
         layers, tokens = self.share * c.num_hidden_layers, self.microbatch_tokens
+        block = self.layer_activations() * tokens
         states = tokens * c.hidden_size
+        outside = states * (2 * size if self.rank else 3 * size + 4)  # the last norm, and what it returns
         # logits and softmax of a chunk; the states that the head is applied to, and their gradient
         scoring = 8 * min(tokens * c.vocab_size, 2**25) + 7 * states * size
         if not self.rank:  # two heads as one, and its gradient in float32
@@ -80,12 +75,31 @@ class Plan:
         return {
             "weights": total * size if self.rank else 2 * total * size,
             # float32 adapters or master weights, their gradient, and Adam's two averages
-            "training theta": 16 * trained / self.shards,
+            "training theta": 16 * trained,
             "caches": (1 + self.share) * self.rows * (self.prompt + self.new) * cache_bytes(c, self.dtype),
             "drawing tokens": self.rows * c.vocab_size * SAMPLING,
             "kept states": self.rows * self.new * c.hidden_size * size if self.keep else 0,
             "activations": stored + outside,
         }
+
+    def layer_activations(self) -> float:
+        """Bytes that the backward pass needs of one layer, for each token of a completion.
+
+        Counted from the layer's code, as PyTorch keeps what an operation needs for its gradient. Prompts are read once
+        for all their samples, but each completion keeps the keys and values of its prompt, repeated for all heads."""
+        width, mlp, size = self.config.hidden_size, self.config.intermediate_size, self.dtype.itemsize
+        kept = 2 * 4 * width  # what enters the two norms, in float32
+        kept += 4 * width * size  # queries, keys and values, and what attention returns
+        kept += 3 * mlp * size  # the gate before and after its activation, and what it multiplies
+        if not self.rank:  # what leaves the norms, before and after their weight, and what enters `down_proj`
+            kept += (4 * width + mlp) * size
+        elif size < 4:  # float32 adapters: each of the seven makes its own copy of what it reads
+            kept += (6 * width + mlp) * 4
+        else:  # what leaves the norms and what enters `down_proj`; the first are each read by several adapters
+            kept += (2 * width + mlp) * 4
+        kept += 7 * 4 * self.rank  # between the adapters' two matrices
+        ratio = self.prompt / self.new
+        return kept * (1 + ratio / self.samples) + 2 * width * size * ratio
 
     def peak(self) -> float:
         """Bytes in the worst moment: sampling holds caches, training holds activations."""
@@ -112,13 +126,13 @@ class Plan:
         }
 
 
-def parameters(config: PreTrainedConfig) -> int:
+def parameters(config: PretrainedConfig) -> int:
     """Weights of a model, counted on one that holds no numbers."""
     with torch.device("meta"):
         return sum(p.numel() for p in AutoModelForCausalLM.from_config(config).parameters())
 
 
-def adapter_parameters(config: PreTrainedConfig, rank: int) -> int:
+def adapter_parameters(config: PretrainedConfig, rank: int) -> int:
     """Weights of one LoRA adapter on all linear layers of the blocks."""
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
@@ -126,54 +140,7 @@ def adapter_parameters(config: PreTrainedConfig, rank: int) -> int:
     return sum(p.numel() for name, p in adapted.named_parameters() if "lora_" in name)
 
 
-def cache_bytes(config: PreTrainedConfig, dtype: torch.dtype) -> int:
+def cache_bytes(config: PretrainedConfig, dtype: torch.dtype) -> int:
     """Keys and values of one token in all layers of one policy."""
     head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     return 2 * config.num_hidden_layers * config.num_key_value_heads * head * dtype.itemsize
-
-
-def activations(plan: Plan) -> tuple[float, float]:
-    """Bytes a token of a completion that the backward pass needs: of one block, and of what stands outside the blocks.
-
-    Found by training one and two blocks of the model's width on a few tokens, and adding up what autograd keeps."""
-    one, two = (kept_for_backward(plan, layers) for layers in (1, 2))
-    return two - one, max(0.0, 2 * one - two)
-
-
-class SizesOnly(TorchDispatchMode):
-    """Leaves matrix products uncomputed, at their right size: many CPUs need minutes for those of 7B in bfloat16."""
-
-    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
-        if operation in (torch.ops.aten.mm.default, torch.ops.aten.addmm.default):
-            left, right = args[-2:]
-            return left.new_zeros(left.shape[0], right.shape[1])
-        return operation(*args, **(kwargs or {}))
-
-
-def kept_for_backward(plan: Plan, layers: int, new: int = 32) -> float:
-    """Bytes a completion's token that autograd keeps of a model with `layers` blocks, without its head; prompts are as
-    long, beside the completions, as in the plan."""
-    small = copy.deepcopy(plan.config)
-    small.num_hidden_layers, small.vocab_size = layers, 8
-    if getattr(small, "layer_types", None):
-        small.layer_types = small.layer_types[:layers]
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(small, dtype=plan.dtype)
-        if plan.rank:
-            model = add_lora(model, plan.rank, plan.rank)
-    model.to_empty(device="cpu")  # only sizes matter, so the weights stay what the memory held
-    weights, kept = {p.untyped_storage().data_ptr() for p in model.parameters()}, {}
-
-    def count(x: Tensor) -> Tensor:
-        kept[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
-        return x
-
-    prompt = torch.zeros(1, max(1, round(new * plan.prompt / plan.new)), dtype=torch.long)
-    completions = torch.zeros(plan.samples, new, dtype=torch.long)
-    mixture = Mixture([model], [1.0], adapters=["theta"] if plan.rank else None)
-    with SizesOnly(), torch.autograd.graph.saved_tensors_hooks(count, lambda x: x):
-        completion_logprobs(
-            mixture, prompt, torch.ones_like(prompt), completions, torch.ones_like(completions),
-            prompt_of=torch.zeros(plan.samples, dtype=torch.long),
-        )  # fmt: skip
-    return sum(size for place, size in kept.items() if place not in weights) / completions.numel()

@@ -11,11 +11,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from ..methods import BLUE, GREEN, MAGENTA, ORANGE
+
 # colour, line style, hatch: dark, light, middle
-THETA = ("#0b3c8c", "-", "")
-REF = ("#f2a25c", "--", "//")
-MIX = ("#2a9d6f", "-", "..")
-PROB = ("#b0479a", "-.", "xx")
+THETA = (BLUE, "-", "")
+REF = (ORANGE, "--", "//")
+MIX = (GREEN, "-", "..")
+PROB = (MAGENTA, "-.", "xx")
 RATES = {  # of an Evaluation
     "boxed": ("format_rate", REF),
     "right, boxed or not": ("number_rate", THETA),
@@ -89,7 +91,7 @@ def simplex(ax: Axes, names: Sequence[str], height=None, levels: int = 12) -> No
 def coloured(pieces: Sequence[str], values: Sequence[float], labels: Sequence[str] | None = None, top: float = 1.0):
     """Text as HTML for a notebook: each piece on a background from white (0) to orange (`top`), underlined where theta
     decided ("t") and boxed where ref did ("r") according to `labels`."""
-    frames = {"t": "border-bottom:2px solid #0b3c8c", "r": "outline:1.5px solid #c2570c", None: "", "": ""}
+    frames = {"t": f"border-bottom:2px solid {BLUE}", "r": "outline:1.5px solid #c2570c", None: "", "": ""}
     spans = []
     for place, (piece, value) in enumerate(zip(pieces, values, strict=True)):
         strength = min(1.0, max(0.0, value / top))

@@ -1,9 +1,9 @@
-"""Does the method's premise hold for two models? Told before any training: who boxes, who reasons, what a mixture gets."""
+"""Does the premise hold for two models? Told before training: who boxes, who reasons, what their mixture gets."""
 
 from collections.abc import Sequence
 
 from ..evaluate import Evaluation, evaluate
-from .stats import contingency, difference_interval, interval
+from ..stats import contingency, difference_interval, interval
 
 ALONE = {"theta": (1.0, 0.0), "ref": (0.0, 1.0)}
 

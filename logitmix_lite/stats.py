@@ -5,13 +5,15 @@ from math import comb
 from statistics import NormalDist, fmean, stdev
 
 import numpy as np
-from scipy.stats import binomtest
 
 
 def interval(successes: int, trials: int, confidence: float = 0.95) -> tuple[float, float]:
     """Wilson's confidence interval of a share: unlike the textbook one, right for shares near 0 and 1."""
-    found = binomtest(successes, trials).proportion_ci(confidence, method="wilson")
-    return float(found.low), float(found.high)
+    z, share = NormalDist().inv_cdf((1 + confidence) / 2), successes / trials
+    centre = share + z * z / (2 * trials)
+    half = z * (share * (1 - share) / trials + z * z / (4 * trials**2)) ** 0.5
+    low, high = ((centre + side * half) / (1 + z * z / trials) for side in (-1, 1))
+    return (max(0.0, low) if successes else 0.0), (min(1.0, high) if successes < trials else 1.0)
 
 
 def mean_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float]:
@@ -36,10 +38,12 @@ def contingency(first: Sequence[bool], second: Sequence[bool]) -> dict[str, int]
 
 
 def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> float:
-    """Exact McNemar test: the p-value of "both succeed equally often" on the same problems; 1 if they never differ."""
+    """Exact McNemar test: the p-value of "both succeed equally often" on the same problems; 1 if they never differ.
+
+    Where only one succeeded, either one is as likely: both tails of a binomial distribution with a half."""
     table = contingency(first, second)
-    only = table["first only"], table["second only"]
-    return float(binomtest(only[0], sum(only), 0.5).pvalue) if sum(only) else 1.0
+    less, more = sorted((table["first only"], table["second only"]))
+    return min(1.0, 2 * sum(comb(less + more, k) for k in range(less + 1)) / 2 ** (less + more))
 
 
 def difference_interval(first: Sequence[bool], second: Sequence[bool], confidence: float = 0.95) -> tuple[float, float]:
