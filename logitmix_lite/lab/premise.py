@@ -1,21 +1,33 @@
 """Does the premise hold for two models? Told before training: who boxes, who reasons, what their mixture gets."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
-from ..evaluate import Evaluation, evaluate
+from ..evaluate import Evaluation
+from ..rollout import rollout
 from ..stats import contingency, difference_interval, interval
+from ..tasks import encode_prompt
+from ..tasks.rewards import grade_all
 
 ALONE = {"theta": (1.0, 0.0), "ref": (0.0, 1.0)}
 
 
-def premise(mixture, tokenizer, problems: Sequence, **decoding) -> dict[str, Evaluation]:
-    """Greedy answers of theta alone, ref alone and the mixture of both to the same problems.
+def premise(mixture, tokenizer, task, problems: Sequence, lengths: Sequence[int]) -> dict[int, dict[str, Evaluation]]:
+    """Greedy answers of theta alone, ref alone and the mixture of both to the same problems, for each limit of tokens in
+    `lengths`, from one decoding: a lower limit only cuts a greedy answer.
 
-    mixture: of theta and ref. decoding: further arguments of `evaluate`."""
-    found = {}
+    mixture: of theta and ref. task: its instruction follows each question."""
+    prompts = [encode_prompt(tokenizer, p.question, task.instruction) for p in problems]
+    found = {length: {} for length in lengths}
     for name, weights in (ALONE | {"mixture": mixture.weights}).items():
         with mixture.using(weights):
-            found[name] = evaluate(mixture, tokenizer, problems, **decoding)
+            drawn = rollout(mixture, prompts, max_new_tokens=max(lengths), temperature=0)
+        for length in lengths:
+            cut = replace(drawn, mask=drawn.mask[:, :length], completions=drawn.completions[:, :length])
+            texts, tokens = cut.texts(tokenizer), cut.mask.sum(-1)
+            ended = ~drawn.truncated & (drawn.mask.sum(-1) <= length)
+            grades = grade_all(texts, [p.answer for p in problems])
+            found[length][name] = Evaluation(list(problems), texts, grades, tokens.tolist(), (~ended).tolist())
     return found
 
 

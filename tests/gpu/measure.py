@@ -18,9 +18,8 @@ VALIDATION = 200
 def measure(out: Path, name: str, flags: list[str]) -> None:
     """Write premise/NAME.json and the answers: on validation and test problems, at each longest completion."""
     tiny = "tiny" in flags
-    parser, _ = make_parser()
-    args = parser.parse_args(["train", *flags, "--method", "fixed", "--out", "-"])
-    if not tiny:  # more validation problems than the runs use: none of them is trained on by an anchor or in a test
+    args = make_parser().parse_args(["train", *flags, "--method", "fixed", "--out", "-"])
+    if not tiny:  # more than the runs use; no anchor was trained on any of them
         args.validation_size = VALIDATION
     preset = chosen_preset(args)
     task, tokenizer = preset.problems(), load_tokenizer(preset.base)
@@ -29,13 +28,10 @@ def measure(out: Path, name: str, flags: list[str]) -> None:
     found, folder = {}, out / "premise"
     folder.mkdir(exist_ok=True)
     for split in ("validation", "test"):
-        for length in (16, 32) if tiny else LENGTHS:
-            answers = premise(
-                mixture, tokenizer, getattr(task, split), instruction=task.instruction, max_new_tokens=length,
-                batch=preset.eval_batch,
-            )  # fmt: skip
-            found[f"{split}-{length}"] = {"policies": premise_table(answers), **expectation(answers)}
-            for policy, e in answers.items():
+        answers = premise(mixture, tokenizer, task, getattr(task, split), (16, 32) if tiny else LENGTHS)
+        for length, policies in answers.items():
+            found[f"{split}-{length}"] = {"policies": premise_table(policies), **expectation(policies)}
+            for policy, e in policies.items():
                 with (folder / f"{name}-{split}-{length}-{policy}.jsonl").open("w", encoding="utf-8") as file:
                     file.writelines(json.dumps(row) + "\n" for row in e.records())
     (folder / f"{name}.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")

@@ -46,7 +46,8 @@ class Visit:
         self.data = Path(args.data).resolve() if args.data else None
         self.weights = Path(args.weights).resolve() if args.weights else None
         self.only = args.only
-        self.env = os.environ | {"TQDM_DISABLE": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(REPOSITORY)}
+        path = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")]))
+        self.env = os.environ | {"TQDM_DISABLE": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": path}
         self.env |= {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // max(1, self.jobs)))}
 
     def left(self) -> float:
@@ -109,17 +110,17 @@ class Visit:
         self.note("weights", folder=self.weights and self.weights.name, pieces=len(pieces))
 
     def checks(self) -> None:
-        code = self.command("checks", [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "tests"])
+        code = self.command("checks", [sys.executable, "-m", "pytest", "-q", "tests/gpu"])
         if code not in ((0, 5) if self.rehearse else (0,)):  # 5: all of them skipped
             sys.exit(f"the checks failed (see {self.out / 'logs' / 'checks.log'}): nothing else was started")
 
     def bench(self) -> None:
-        script = [sys.executable, "tests/benchmarks/speed.py"]
+        script = [*PYTHON, "bench"]
         if self.rehearse:
             rows = {"bench-smol": ["--rows", "limits", "--new", "4", "--prompts", "2", "--samples", "2", "--runs", "1"]}
         else:
             rows = {
-                "bench-1.5b": ["--shape", "qwen-1.5b", "--new", "512", "--rows", "limits,rollout", "--runs", "1"],
+                "bench-1.5b": ["--shape", "qwen-1.5b", "--new", "512", "--rows", "limits,generate", "--runs", "2"],
                 "bench-7b": ["--shape", "qwen-7b", "--new", "1024", "--rows", "limits", "--runs", "1"],
             }
         todo = {name: [*script, *flags, "--out", str(self.out / f"{name}.json")] for name, flags in rows.items()
@@ -135,8 +136,11 @@ class Visit:
             folder = self.out / "anchors" / name
             if not (folder / "final").exists():
                 settings = [str(self.out / s) if s.endswith(".jsonl") else s for s in settings]
-                commands[f"sft-{name}"] = [*PYTHON, "sft", *self.preset(), *settings, "--save-every", "1000", "--out",
-                                           str(folder)] + (["--resume"] if folder.exists() else [])  # fmt: skip
+                held_out = "20" if self.rehearse else "200"  # those by which the anchor is chosen
+                commands[f"sft-{name}"] = [
+                    *PYTHON, "sft", *self.preset(), *settings, "--save-every", "1000", "--validation-size", held_out,
+                    "--out", str(folder), *(["--resume"] if folder.exists() else []),
+                ]  # fmt: skip
         self.every(commands)
 
     def premise(self) -> None:
@@ -149,6 +153,8 @@ class Visit:
             self.command("choose", [*here, "--choose"])
 
     def chosen(self) -> list[str]:
+        if not (self.out / "chosen.json").exists():
+            sys.exit(f"no anchor was chosen: see {self.out / 'logs'}")
         chosen = json.loads((self.out / "chosen.json").read_text(encoding="utf-8"))
         return ["--anchor", str(self.out / "anchors" / chosen["anchor"] / "final"),
                 "--max-new-tokens", str(chosen["max_new_tokens"])]  # fmt: skip
