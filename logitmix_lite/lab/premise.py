@@ -13,8 +13,8 @@ ALONE = {"theta": (1.0, 0.0), "ref": (0.0, 1.0)}
 
 
 def premise(mixture, tokenizer, task, problems: Sequence, lengths: Sequence[int]) -> dict[int, dict[str, Evaluation]]:
-    """Greedy answers of theta alone, ref alone and the mixture of both to the same problems, for each limit of tokens in
-    `lengths`, from one decoding: a lower limit only cuts a greedy answer.
+    """Greedy answers of theta alone, ref alone and the mixture of both to the same problems, for each of `lengths`, the
+    longest completions in tokens. One decoding does: a lower limit only cuts a greedy answer.
 
     mixture: of theta and ref. task: its instruction follows each question."""
     prompts = [encode_prompt(tokenizer, p.question, task.instruction) for p in problems]
