@@ -90,13 +90,21 @@ PRESETS = {
     ),
 }  # fmt: skip
 
+# The paper's family at its smallest, on problems with human solutions: minutes a run on a large GPU.
+PRESETS["qwen-0.5b"] = Preset(
+    "qwen-0.5b", base="Qwen/Qwen2.5-0.5B-Instruct", anchor="runs/qwen-0.5b/anchor/final", lora_rank=16, lora_alpha=32,
+    task="gsm8k", validation_size=32, prompts=8, samples=8, max_new_tokens=320, steps=40, lr=1e-4, eval_every=5,
+    save_every=20, checkpoint_activations=True, sft_task="gsm8k", sft_demos=4000, sft_steps=125, sft_batch=32,
+    sft_lr=2e-4,
+)  # fmt: skip
+
 # Qwen2.5-Instruct, the paper's models, with LoRA. The paper's text gives no learning rates and sizes: these are ours.
 for size, rank, microbatch_tokens in (("1.5b", 64, 32768), ("3b", 64, 16384), ("7b", 32, 8192)):
     PRESETS[f"qwen-{size}"] = Preset(
         f"qwen-{size}", base=f"Qwen/Qwen2.5-{size.upper()}-Instruct", anchor=f"runs/qwen-{size}/anchor/final",
         lora_rank=rank, lora_alpha=rank, task="math", train_size=7000, test_size=500, prompts=16, samples=8,
         max_new_tokens=1024, steps=200, lr=2e-5, microbatch_tokens=microbatch_tokens, checkpoint_activations=True,
-        eval_batch=128, sft_task="math", sft_demos=2000, sft_steps=125, sft_batch=32, sft_lr=1e-4,
+        eval_batch=128, save_every=10, sft_task="math", sft_demos=2000, sft_steps=125, sft_batch=32, sft_lr=1e-4,
     )  # fmt: skip
 
 

@@ -50,49 +50,72 @@ def token_logprobs(hidden: Tensor, weight: Tensor, tokens: Tensor, chunk: int | 
     """`log_softmax(hidden @ weight.T)` at `tokens`, in float32 or better, without ever holding `[N, V]`.
 
     hidden `[N, D]`, weight `[V, D]`, tokens `[N]` to `[N]`; exact gradients to `hidden` and, where it is trainable, to
-    `weight`. `chunk` rows of logits exist at a time (default: as many as make 128 MiB).
+    `weight`. `chunk` rows of logits exist at a time (default: as many as make 128 MiB)."""
+    return mixed_logprobs([(hidden, weight)], tokens, chunk)
+
+
+def mixed_logprobs(pairs: Sequence[tuple[Tensor, Tensor]], tokens: Tensor, chunk: int | None = None) -> Tensor:
+    """`token_logprobs` of logits that are a sum of products: `sum_k hidden_k @ weight_k.T` over pairs of `[N, D_k]` and
+    `[V, D_k]`.
 
     The trick: the gradient of a row's log-prob with respect to its hidden state, `W[token] - softmax @ W`, does not
     depend on what comes after, so the forward pass computes it while the logits of the chunk are still at hand."""
-    chunk = chunk or max(1, 2**25 // weight.shape[0])
-    return _TokenLogprobs.apply(hidden, weight, tokens, chunk)
+    chunk = chunk or max(1, 2**25 // pairs[0][1].shape[0])
+    return _TokenLogprobs.apply(tokens, chunk, *(x for pair in pairs for x in pair))
 
 
 class _TokenLogprobs(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden, weight, tokens, chunk):
-        precision = torch.promote_types(hidden.dtype, torch.float32)
-        logps = torch.empty(len(tokens), dtype=precision, device=hidden.device)
-        jacobian = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+    def forward(ctx, tokens, chunk, *pairs):
+        hidden, weights = pairs[::2], pairs[1::2]
+        precision = torch.promote_types(hidden[0].dtype, torch.float32)
+        logps = torch.empty(len(tokens), dtype=precision, device=tokens.device)
+        wanted = ctx.needs_input_grad[2::2]
+        jacobians = [torch.empty_like(h) if want else None for h, want in zip(hidden, wanted, strict=True)]
         for start in range(0, len(tokens), chunk):
             rows = slice(start, start + chunk)
-            logits = (hidden[rows] @ weight.T).to(precision)
+            logits = _logits(hidden, weights, rows).to(precision)
             log_normaliser = logits.logsumexp(-1, keepdim=True)
             logps[rows] = (logits.gather(-1, tokens[rows, None]) - log_normaliser).squeeze(-1)
-            if jacobian is not None:
+            if any(wanted):
                 probs = logits.sub_(log_normaliser).exp_()  # in place: the logits are not needed any more
-                jacobian[rows] = weight[tokens[rows]] - probs.to(weight.dtype) @ weight
-        ctx.save_for_backward(hidden, weight, tokens, jacobian)
+                for jacobian, weight in zip(jacobians, weights, strict=True):
+                    if jacobian is not None:
+                        jacobian[rows] = weight[tokens[rows]] - probs.to(weight.dtype) @ weight
+        ctx.save_for_backward(tokens, *pairs, *jacobians)
         ctx.chunk = chunk
         return logps
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
-        hidden, weight, tokens, jacobian = ctx.saved_tensors
-        grad = grad.to(hidden.dtype).unsqueeze(-1)
-        grad_hidden = grad * jacobian if ctx.needs_input_grad[0] else None
-        grad_weight = None
-        if ctx.needs_input_grad[1]:  # this one does depend on what comes after, so the logits are made once more
-            scaled = grad * hidden
-            # summed in float32 or better: in half precision, small terms would vanish beside the sum
-            grad_weight = torch.zeros_like(weight, dtype=torch.promote_types(weight.dtype, torch.float32))
-            grad_weight.index_add_(0, tokens, scaled.to(grad_weight.dtype))
+        tokens, *saved = ctx.saved_tensors
+        count = len(saved) // 3
+        hidden, weights, jacobians = saved[: 2 * count : 2], saved[1 : 2 * count : 2], saved[2 * count :]
+        grads = []
+        for k, (h, weight, jacobian) in enumerate(zip(hidden, weights, jacobians, strict=True)):
+            scaled = grad.to(h.dtype).unsqueeze(-1)
+            grads.append(None if jacobian is None else scaled * jacobian)
+            if not ctx.needs_input_grad[3 + 2 * k]:
+                grads.append(None)
+                continue
+            # this one does depend on what comes after, so the logits are made once more; it is summed in float32 or
+            # better: in half precision, small terms would vanish beside the sum
+            scaled = scaled * h
+            total = torch.zeros_like(weight, dtype=torch.promote_types(weight.dtype, torch.float32))
+            total.index_add_(0, tokens, scaled.to(total.dtype))
             for start in range(0, len(tokens), ctx.chunk):
                 rows = slice(start, start + ctx.chunk)
-                grad_weight -= (hidden[rows] @ weight.T).softmax(-1).T @ scaled[rows]
-            grad_weight = grad_weight.to(weight.dtype)
-        return grad_hidden, grad_weight, None, None
+                total -= _logits(hidden, weights, rows).softmax(-1).T @ scaled[rows]
+            grads.append(total.to(weight.dtype))
+        return None, None, *grads
+
+
+def _logits(hidden: Sequence[Tensor], weights: Sequence[Tensor], rows: slice) -> Tensor:
+    total = hidden[0][rows] @ weights[0].T
+    for h, weight in zip(hidden[1:], weights[1:], strict=True):
+        total += h[rows] @ weight.T
+    return total
 
 
 def token_distributions(

@@ -12,9 +12,8 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging
 
-from .mixture import Mixture, MixtureConfig
+from .hf import Mixture, MixtureConfig, lacks_tokenizer
 from .runs import fingerprint
-from .vocabulary import lacks_tokenizer
 
 logging.disable_progress_bar()  # one for each file loaded or saved says little; downloads keep theirs
 # PEFT still asks for it by its old name
@@ -187,7 +186,7 @@ def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
 def check_precision(model: nn.Module) -> None:
     """Raise ValueError where what is trained has 16 bits."""
     if any(p.dtype.itemsize < 4 for p in trainable(model).values()):
-        raise ValueError("small updates vanish in 16-bit weights: add --shard, --dtype float32, or a --lora-rank")
+        raise ValueError("small updates vanish in 16-bit weights: add --dtype float32, or a --lora-rank")
 
 
 def loss_scale(model: PreTrainedModel) -> float:

@@ -21,7 +21,7 @@ class Ranks:
             if parse_flag_from_env(f"ACCELERATE_USE_{name}"):
                 raise ValueError(
                     f"accelerate's configuration asks for {name}, which would not be used: launch with one of "
-                    "configs/, and add --lora-rank 0 --shard to spread whole models (FSDP)"
+                    "configs/: every process holds all weights"
                 )
         self.state = PartialState(cpu=not torch.cuda.is_available())
         self.rank, self.count = self.state.process_index, self.state.num_processes

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from .fast.decode import Decoder, GraphDecoder
-from .mixture import Mixture, positions
-from .shard import sharded
+from .hf import Mixture
+from .mixture import MixedPolicy, evaluating, positions
 
 
 @dataclass
@@ -64,13 +64,17 @@ def rollout(
     completions, sampled elsewhere, come before these in the batch; these are as if sampled together with them.
 
     Raises ValueError where a prompt and `max_new_tokens` together exceed the model's context."""
-    mixture = mixture if isinstance(mixture, Mixture) else Mixture([mixture])
-    mixture.eval()
-    device = mixture.get_input_embeddings().weight.device
+    mixture = mixture if isinstance(mixture, MixedPolicy) else Mixture([mixture])
     ends, pad = _special_ids(mixture, eos, pad)
-    ends = torch.tensor(ends, device=device)
     check_prompts(mixture, prompts, max_new_tokens, temperature)
-    distinct = {prompt: place for place, prompt in enumerate(dict.fromkeys(map(tuple, prompts)))}
+    with evaluating(mixture), mixture.stacked():
+        return _rollout(mixture, prompts, samples, max_new_tokens, temperature, seed, ends, pad, keep, skip)
+
+
+def _rollout(mixture, prompts, samples, max_new_tokens, temperature, seed, ends, pad, keep, skip) -> Rollouts:
+    device = mixture.get_input_embeddings().weight.device
+    ends = torch.tensor(ends, device=device)
+    distinct = {prompt: k for k, prompt in enumerate(dict.fromkeys(map(tuple, prompts)))}
     source = torch.tensor([distinct[tuple(p)] for p in prompts], device=device)
 
     # Prefill: every distinct prompt once, then one cache row a sample.
@@ -79,8 +83,9 @@ def rollout(
     last = [h[:, -1] for h in mixture.hidden(ids, mask, positions(mask), cache)]
     expand = source.repeat_interleave(samples)
     last = [h[expand] for h in last]
-    graph = device.type == "cuda" and GraphDecoder.fits(mixture, cache) and not sharded(mixture)
+    graph = device.type == "cuda" and GraphDecoder.fits(mixture, cache)
     decode = (GraphDecoder if graph else Decoder)(mixture, cache, mask, expand, max_new_tokens)
+    compact = 0.5 if graph else 0.75  # share of rows still running at which the others leave: it copies the caches
 
     total = len(expand)
     # Uniform numbers are drawn at once and by row, so that a row's text does not depend on its neighbours' lengths.
@@ -104,7 +109,7 @@ def rollout(
         running = int((~done).sum())
         if running == 0 or step + 1 == max_new_tokens:
             break
-        if running <= 0.75 * len(done):  # compacting copies the caches: worth it when a quarter of the rows is finished
+        if running <= compact * len(done):
             rows = (~done).nonzero().squeeze(-1)
             decode.select(rows)
             alive, tokens, done = alive[rows], tokens[rows], done[rows]
@@ -120,7 +125,7 @@ def rollout(
 
 def frozen(mixture: Mixture, states: list[Tensor]) -> list[Tensor]:
     """Those of the states of the members in use that belong to members which are never trained: all but the first."""
-    return [h for k, h in zip(mixture.active, states, strict=True) if k > 0]
+    return [h for k, h in zip(mixture.running, states, strict=True) if k > 0]
 
 
 def sample(logits: Tensor, temperature: float, uniform: Tensor) -> tuple[Tensor, Tensor]:
@@ -145,28 +150,29 @@ def completion_logprobs(
     completions: Tensor,
     mask: Tensor,
     temperature: float = 1.0,
-    place: Tensor | None = None,
+    prompt_of: Tensor | None = None,
     kept: list[Tensor] | None = None,
 ) -> Tensor:
     """Log-probs of completions `[n, T]` under the mixture now, `[n, T]`.
 
-    prompt_ids, prompt_mask: `[q, P]`. place: `[n]`, the prompt of each completion (default: q groups of equal size, as
-    in Rollouts). This is the training pass: it gives the gradient to theta. Each prompt is run once for all of its
+    prompt_ids, prompt_mask: `[q, P]`. prompt_of: `[n]`, the prompt of each completion (default: q groups of equal size,
+    as in Rollouts). This is the training pass: it gives the gradient to theta. Each prompt is run once for all of its
     completions; only completion tokens reach the output matrix. Padding gets 0. kept: `Rollouts.kept` of these
     completions; then theta alone is run."""
     total = len(completions)
-    if place is None:
-        place = torch.arange(total, device=mask.device) // (total // len(prompt_ids))
+    if prompt_of is None:
+        prompt_of = torch.arange(total, device=mask.device) // (total // len(prompt_ids))
     prompt, width = int(prompt_mask.sum(-1).max()), int(mask.sum(-1).max())
     prompt_ids, prompt_mask = prompt_ids[:, -prompt:], prompt_mask[:, -prompt:]
     completions, trained = completions[:, :width], mask[:, :width].bool()
     cache, run = mixture.prompt_cache(), dict(frozen=kept is None)
-    # the prompt's last state predicts the first token; the last token predicts nothing, so it need not be run
-    states = [[h[:, -1:][place]] for h in mixture.hidden(prompt_ids, prompt_mask, cache=cache, **run)]
-    if width > 1:
-        seen = torch.cat([prompt_mask[place], mask[:, : width - 1]], -1)
-        rest = mixture.hidden(completions[:, :-1], seen, cache=cache.share(place), **run)
-        states = [[*first, h] for first, h in zip(states, rest, strict=True)]
+    with evaluating(mixture):
+        # the prompt's last state predicts the first token; the last token predicts nothing, so it need not be run
+        states = [[h[:, -1:][prompt_of]] for h in mixture.hidden(prompt_ids, prompt_mask, cache=cache, **run)]
+        if width > 1:
+            seen = torch.cat([prompt_mask[prompt_of], mask[:, : width - 1]], -1)
+            rest = mixture.hidden(completions[:, :-1], seen, cache=cache.share(prompt_of), **run)
+            states = [[*first, h] for first, h in zip(states, rest, strict=True)]
     hidden = [torch.cat(parts, 1)[trained] for parts in states]
     hidden += [h[:, :width][trained] for h in kept or ()]
     logp = mixture.score(hidden, completions[trained], temperature or 1.0)
@@ -178,10 +184,10 @@ def token_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
 
     Like lengths come together, so little of it is padding. A row longer than the budget is a batch of its own."""
     batches: list[list[int]] = []
-    for place in sorted(range(len(lengths)), key=lambda k: lengths[k]):
-        if not batches or (len(batches[-1]) + 1) * lengths[place] > budget:
+    for row in sorted(range(len(lengths)), key=lambda k: lengths[k]):
+        if not batches or (len(batches[-1]) + 1) * lengths[row] > budget:
             batches.append([])
-        batches[-1].append(place)
+        batches[-1].append(row)
     return batches
 
 
@@ -191,8 +197,8 @@ def pad_rows(rows: Sequence[Sequence[int]], pad: int, left: bool = False) -> tup
     ids = torch.full((len(rows), longest), pad)
     mask = torch.zeros_like(ids)
     for k, row in enumerate(rows):
-        place = slice(longest - len(row), longest) if left else slice(0, len(row))
-        ids[k, place], mask[k, place] = torch.tensor(row, dtype=torch.long), 1
+        span = slice(longest - len(row), longest) if left else slice(0, len(row))
+        ids[k, span], mask[k, span] = torch.tensor(row, dtype=torch.long), 1
     return ids, mask
 
 

@@ -13,12 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .shard import like, whole
-
 # These may change when a run goes on: how long it is, how often it looks and saves, and what its computation takes of
 # memory and processes (the results then agree up to rounding).
 FREE = (
-    "steps", "eval_every", "save_every", "shard", "microbatch_tokens", "eval_batch", "keep_ref_states",
+    "steps", "eval_every", "save_every", "microbatch_tokens", "eval_batch", "keep_ref_states",
     "checkpoint_activations",
 )  # fmt: skip
 PACKAGES = ("torch", "transformers", "peft", "numpy")
@@ -69,10 +67,7 @@ class Run:
         state = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
         with torch.no_grad():
             for name, parameter in parameters.items():
-                parameter.copy_(like(state["parameters"][name], parameter))
-        averages, owners = state["optimizer"]["state"], list(parameters.values())
-        for place, saved in averages.items():
-            averages[place] = {name: like(value, owners[place]) for name, value in saved.items()}
+                parameter.copy_(state["parameters"][name])
         optimizer.load_state_dict(state["optimizer"])
         torch.set_rng_state(state["random"])
         self._keep_metrics(state["step"])
@@ -80,9 +75,10 @@ class Run:
 
     def save(self, step: int, parameters: dict[str, Tensor], optimizer: torch.optim.Optimizer, **more) -> None:
         """Replace the checkpoint. If that fails, the old one stays whole."""
-        state = {"step": step, "parameters": whole(parameters), "optimizer": whole(optimizer.state_dict()), **more}
         if not self.main:
             return
+        tensors = {name: parameter.detach() for name, parameter in parameters.items()}
+        state = {"step": step, "parameters": tensors, "optimizer": optimizer.state_dict(), **more}
         state["random"] = torch.get_rng_state()
         _replace(self.checkpoint, lambda tmp: torch.save(state, tmp))
 

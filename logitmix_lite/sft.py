@@ -8,7 +8,7 @@ import torch
 from tqdm import tqdm
 
 from .config import Preset, load_preset
-from .mixture import Mixture
+from .hf import Mixture
 from .models import (
     add_lora,
     check_precision,
@@ -45,7 +45,7 @@ def sft(preset: Preset | str, out: str | Path, seed: int = 0, resume: bool = Fal
     else:
         mixture = Mixture([model], [1.0])
     if preset.checkpoint_activations:
-        mixture.checkpoint_activations()
+        mixture.gradient_checkpointing_enable()
     check_precision(mixture)
     # the task of RL counts too: its test problems are never among the demonstrations
     decides = ("sft_", "base", "lora", "dtype", "task", "data", "where", "validation_size", "test_size")

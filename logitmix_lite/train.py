@@ -52,7 +52,7 @@ def train(
     if init == "average":
         average_with_base(mixture, preset.base)
     if preset.checkpoint_activations:
-        mixture.checkpoint_activations()
+        mixture.gradient_checkpointing_enable()
     frozen = frozen_fingerprint(mixture)
     check_precision(mixture)
     prompts = [encode_prompt(tokenizer, p.question, task.instruction) for p in task.train + task.validation + task.test]

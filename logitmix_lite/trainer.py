@@ -1,7 +1,6 @@
 """The RL loop, for all methods: sample, reward, ascend, step by step; and what is measured on the way."""
 
 import time
-from functools import partial
 from statistics import fmean
 
 import torch
@@ -11,13 +10,12 @@ from tqdm import tqdm
 from .config import Preset
 from .evaluate import evaluate
 from .grpo import group_advantages, grpo_loss, kl_k3, sequence_mean
-from .mixture import Mixture
+from .hf import Mixture
 from .models import clip_gradients, loss_scale, trainable
 from .ranks import Ranks
 from .rollout import Rollouts, completion_logprobs, rollout, token_batches
 from .runs import Run, batch_indices
 from .schedules import Adaptive, Fixed
-from .shard import gathered, local, sharded, whole
 from .tasks.load import Task, encode_prompt
 from .tasks.rewards import Grade, grade_all
 
@@ -35,7 +33,7 @@ class Trainer:
         self.schedule, self.beta, self.seed, self.run_folder, self.ranks = schedule, beta, seed, run, ranks
         self.tested: list[Grade] = []  # the newest grades of the test problems
         self.parameters, self.scale = trainable(mixture), loss_scale(mixture)
-        self.start = [local(p).detach().to("cpu", copy=True) for p in self.parameters.values()]
+        self.start = [p.detach().to("cpu", copy=True) for p in self.parameters.values()]
         self.optimizer = torch.optim.AdamW(self.parameters.values(), lr=preset.lr, weight_decay=0)
 
     def run(self) -> dict:
@@ -60,8 +58,7 @@ class Trainer:
             shown = {name: f"{line[name]:.3f}" for name in ("reward", "accuracy") if line.get(name) is not None}
             bar.set_postfix(shown | {"alpha": f"{line['alpha']:.2f}"})
         run.write("grades.json", self.final_grades())
-        states = [whole(m.state_dict()) for m in self.mixture.members] if sharded(self.mixture) else None
-        run.finish(partial(self.mixture.save_pretrained, states=states), self.tokenizer.save_pretrained)
+        run.finish(self.mixture.save_pretrained, self.tokenizer.save_pretrained)
         self.ranks.wait()
         return line
 
@@ -102,13 +99,12 @@ class Trainer:
 
     def rollout(self, problems, step: int, samples: int | None = None) -> Rollouts:
         prompts = [encode_prompt(self.tokenizer, p.question, self.task.instruction) for p in problems]
-        with gathered(self.mixture):
-            return rollout(
-                self.mixture, prompts, samples=samples or self.preset.samples, seed=[self.seed, step],
-                max_new_tokens=self.preset.max_new_tokens, temperature=self.preset.temperature,
-                eos=self.tokenizer.eos_token_id, pad=self.tokenizer.pad_token_id, keep=self.preset.keep_ref_states,
-                skip=self.ranks.rank * len(problems) * (samples or self.preset.samples),
-            )  # fmt: skip
+        return rollout(
+            self.mixture, prompts, samples=samples or self.preset.samples, seed=[self.seed, step],
+            max_new_tokens=self.preset.max_new_tokens, temperature=self.preset.temperature,
+            eos=self.tokenizer.eos_token_id, pad=self.tokenizer.pad_token_id, keep=self.preset.keep_ref_states,
+            skip=self.ranks.rank * len(problems) * (samples or self.preset.samples),
+        )  # fmt: skip
 
     def update(self, rollouts: Rollouts, advantages: Tensor) -> dict:
         """`preset.epochs` optimiser steps on one batch of rollouts. Microbatches sum to the loss of the whole batch."""
@@ -117,9 +113,6 @@ class Trainer:
         used = torch.arange(len(advantages), device=advantages.device)
         used = used if self.beta else advantages.nonzero().squeeze(-1)
         batches = self.microbatches(rollouts, used)
-        # gradients of shards are averaged over ranks, in lockstep: ranks with fewer batches add some that weigh nothing
-        spread, real = (self.ranks.count if sharded(self.mixture) else 1), len(batches)
-        batches += [torch.arange(1, device=used.device)] * (int(self.ranks.max(real)) - real if spread > 1 else 0)
         ref_logp = self.reference_logprobs(rollouts, batches) if self.beta else None
         metrics = {"loss": 0.0, "kl": None, "grad_norm": None, "clip_fraction": 0.0, "logp_gap": 0.0}
         [used_tokens] = self.ranks.sum(rollouts.mask[used].sum().item())
@@ -129,25 +122,23 @@ class Trainer:
             return metrics | {"logp_gap": self.ranks.max((logp - rollouts.logps[:1]).abs().max().item())}
         for epoch in range(preset.epochs):
             loss, kl, clipped, gap = 0.0, 0.0, 0.0, 0.0
-            for place, rows in enumerate(batches):
+            for rows in batches:
                 logp, old, mask = self.logprobs(rollouts, rows), rollouts.logps[rows], rollouts.mask[rows]
-                weight = float(place < real)
-                part = grpo_loss(logp, old, advantages[rows], mask, preset.clip) * len(rows) / total * weight
+                part = grpo_loss(logp, old, advantages[rows], mask, preset.clip) * len(rows) / total
                 if self.beta:
-                    k3 = sequence_mean(kl_k3(logp, ref_logp[rows]), mask).sum() / total * weight
+                    k3 = sequence_mean(kl_k3(logp, ref_logp[rows]), mask).sum() / total
                     part, kl = part + self.beta * k3, kl + k3.item()
                 if part.requires_grad:  # at alpha = 1 the policy is ref, and theta gets no gradient
-                    (self.scale * spread * part).backward()
+                    (self.scale * part).backward()
                 loss += part.item()
                 with torch.no_grad():
                     moved = (logp - old).exp() - 1
                     binds = (moved * advantages[rows].sign()[:, None] > preset.clip) & mask.bool()
-                    clipped += weight * binds.sum().item() / used_tokens
+                    clipped += binds.sum().item() / used_tokens
                     gap = max(gap, (logp - old).abs().max().item())
-            if spread == 1:
-                self.ranks.sum_gradients(self.parameters.values())
+            self.ranks.sum_gradients(self.parameters.values())
             loss, kl, clipped = self.ranks.sum(loss, kl, clipped)
-            norm = whole(clip_gradients(self.parameters.values(), preset.max_grad_norm, self.scale))
+            norm = clip_gradients(self.parameters.values(), preset.max_grad_norm, self.scale)
             self.optimizer.step()
             self.optimizer.zero_grad()
             if epoch == 0:  # theta is still the policy that sampled
@@ -163,10 +154,10 @@ class Trainer:
 
     def logprobs(self, rollouts: Rollouts, rows: Tensor) -> Tensor:
         """The training pass over some of the completions, `[n, T]`, at the temperature that sampled them."""
-        prompts, place = (rows // rollouts.samples).unique(return_inverse=True)
+        prompts, prompt_of = (rows // rollouts.samples).unique(return_inverse=True)
         return completion_logprobs(
             self.mixture, rollouts.prompt_ids[prompts], rollouts.prompt_mask[prompts],
-            rollouts.completions[rows], rollouts.mask[rows], self.preset.temperature, place,
+            rollouts.completions[rows], rollouts.mask[rows], self.preset.temperature, prompt_of,
             kept=[states[rows] for states in rollouts.kept] if rollouts.kept else None,
         )  # fmt: skip
 
@@ -197,11 +188,10 @@ class Trainer:
     def grades(self, problems) -> list[Grade]:
         """Grades of greedy decodes; each rank decodes its share."""
         mine = problems[self.ranks.rank :: self.ranks.count]
-        with gathered(self.mixture):
-            found = mine and evaluate(
-                self.mixture, self.tokenizer, mine, instruction=self.task.instruction,
-                max_new_tokens=self.preset.max_new_tokens, batch=self.preset.eval_batch,
-            ).grades  # fmt: skip
+        found = mine and evaluate(
+            self.mixture, self.tokenizer, mine, instruction=self.task.instruction,
+            max_new_tokens=self.preset.max_new_tokens, batch=self.preset.eval_batch,
+        ).grades  # fmt: skip
         shares = self.ranks.gather(found)
         return [shares[k % self.ranks.count][k // self.ranks.count] for k in range(len(problems))]
 
@@ -209,8 +199,7 @@ class Trainer:
         """Rates of greedy decodes of the test problems; how far theta has moved, and how far it is from ref."""
         found = self.tested = self.grades(self.task.test)
         pairs = zip(self.parameters.values(), self.start, strict=True)
-        moved = sum((local(now).detach().cpu() - before).square().sum() for now, before in pairs).item()
-        [moved] = self.ranks.sum(moved) if sharded(self.mixture) else [moved]
+        moved = sum((now.detach().cpu() - before).square().sum() for now, before in pairs).item()
         return {
             "accuracy": fmean(g.correct for g in found),
             "test_format_rate": fmean(g.formatted for g in found),

@@ -63,7 +63,7 @@ def make_lora_pair(base=None, seed=0, blocks=None, **model):
 def make_mixture(kind="pair", weights=(0.6, 0.4), rule="logit", **model):
     """A Mixture of two separate models ("pair"), of two adapters on all blocks ("lora") or on the last of two ("late"),
     or of one adapter and its backbone ("bare")."""
-    from logitmix_lite.mixture import Mixture
+    from logitmix_lite.hf import Mixture
 
     if kind == "pair":
         return Mixture([make_model(seed=seed, **model) for seed in (0, 1)], weights, rule).eval()

@@ -64,13 +64,13 @@ def test_memory_is_right_within_15_percent(kind, rank, blocks, checkpoint):
     sampling = held["caches"] + held["drawing tokens"] + held["kept states"]
     assert peak(sample) == pytest.approx(sampling, rel=0.15)
     if checkpoint:
-        mixture.checkpoint_activations()
+        mixture.gradient_checkpointing_enable()
     [r] = made
     place = torch.arange(ROWS) // SAMPLES
 
     def learn():
         logp = completion_logprobs(
-            mixture, r.prompt_ids, r.prompt_mask, r.completions, r.mask, place=place, kept=r.kept
+            mixture, r.prompt_ids, r.prompt_mask, r.completions, r.mask, prompt_of=place, kept=r.kept
         )  # fmt: skip
         logp.sum().backward()
 

@@ -270,10 +270,10 @@ def test_shared_prompts_give_the_gradient_of_whole_sequences(arch, kind, rule, r
         whole[row, : len(text)] = logp.gather(-1, torch.tensor(text)[:, None]).squeeze(-1)
     expected = torch.autograd.grad((whole * weights).sum(), theta, allow_unused=True)
     if recompute:
-        mixture.checkpoint_activations()
+        mixture.gradient_checkpointing_enable()
     prompts = rollouts.prompt_ids[[0, 2]], rollouts.prompt_mask[[0, 2]]
     batch = rollouts.completions[rows], rollouts.mask[rows]
-    shared = completion_logprobs(mixture, *prompts, *batch, place=torch.tensor([1, 0, 0, 0, 1]))
+    shared = completion_logprobs(mixture, *prompts, *batch, prompt_of=torch.tensor([1, 0, 0, 0, 1]))
     torch.testing.assert_close(shared, whole[rows], atol=1e-4, rtol=0)
     found = torch.autograd.grad((shared * weights[rows]).sum(), theta, allow_unused=True)
     for ours, theirs in zip(found, expected, strict=True):
@@ -309,8 +309,8 @@ def test_kept_states_replace_a_second_pass_of_ref(kind, rule, weights, monkeypat
 
     plain = rescore(mixture, rollouts)
     expected = gradients(plain)
-    run, body = [], mixture._body
-    monkeypatch.setattr(mixture, "_body", lambda k, *args: (run.append(k), body(k, *args))[1])
+    run, body = [], mixture.body
+    monkeypatch.setattr(mixture, "body", lambda k, *args: (run.append(k), body(k, *args))[1])
     kept = rescore(mixture, rollouts, kept=rollouts.kept)
     assert run == [0, 0] * (weights[0] > 0)  # the prompts, then their completions
     torch.testing.assert_close(kept, plain, atol=1e-5, rtol=1e-5)

@@ -14,11 +14,11 @@ from matplotlib.colors import to_rgb
 
 from logitmix_lite.__main__ import chosen_preset, main, make_parser
 from logitmix_lite.config import load_preset
+from logitmix_lite.hf import Mixture
 from logitmix_lite.lab.report import FIGURES, plot_curves
 from logitmix_lite.lab.sweep import sweep
 from logitmix_lite.lab.tables import arm_of, complementarity, load_runs, summary, verdicts
 from logitmix_lite.methods import METHODS
-from logitmix_lite.mixture import Mixture
 from logitmix_lite.models import average_with_base, load_model, trainable
 from logitmix_lite.records import read_config
 from logitmix_lite.schedules import Fixed

@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 import logitmix_lite.runs
 from logitmix_lite import load_policy, load_preset, train
 from logitmix_lite.grpo import group_advantages
+from logitmix_lite.hf import Mixture
 from logitmix_lite.methods import METHODS
-from logitmix_lite.mixture import Mixture
 from logitmix_lite.models import load_model, load_tokenizer, locate, make_mixture
 from logitmix_lite.ranks import Ranks
 from logitmix_lite.runs import Run, batch_indices, read_config, read_metrics

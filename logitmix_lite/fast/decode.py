@@ -2,7 +2,6 @@
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import DynamicLayer
 
 from .cache import MixtureCache
 
@@ -41,16 +40,15 @@ class GraphDecoder(Decoder):
     def __init__(self, mixture, cache: MixtureCache, mask: Tensor, rows: Tensor, room: int, record: bool = True):
         super().__init__(mixture, cache, mask, rows, room)
         self.seen = torch.nn.functional.pad(self.seen, (0, room))
-        self.place = torch.tensor([mask.shape[1]], device=mask.device)  # where in the buffers the next token belongs
+        self.write_at = torch.tensor([mask.shape[1]], device=mask.device)  # where in the buffers the next token belongs
         self.tokens, self.record, self.graph = self.position.clone(), record, None
         for layer in cache.layers:
-            layer.place = self.place
+            layer.write_at = self.write_at
 
     @staticmethod
     def fits(mixture, cache: MixtureCache) -> bool:
         """Whether all members keep everything they see (a sliding window does not), and attend under such a mask."""
-        whole = all(type(layer) is DynamicLayer for layer in cache.layers)
-        return whole and all(model.config._attn_implementation == "sdpa" for model in mixture.models)
+        return cache.keeps_all and all(model.config._attn_implementation == "sdpa" for model in mixture.models)
 
     def __call__(self, tokens: Tensor) -> list[Tensor]:
         self.tokens.copy_(tokens)
@@ -67,17 +65,17 @@ class GraphDecoder(Decoder):
         self.tokens, self.graph = self.tokens[rows], None  # other shapes, another graph
 
     def step(self) -> None:
-        self.seen.index_fill_(1, self.place, 1)
+        self.seen.index_fill_(1, self.write_at, 1)
         hidden = self.mixture.hidden(
             self.tokens[:, None], self.seen[:, None, None].bool(), self.position[:, None], self.cache
         )
         self.states = [h[:, -1] for h in hidden]
-        self.place += 1
+        self.write_at += 1
         self.position += 1
 
     def capture(self) -> None:
         """Record `step`. The runs before it, which a recording needs, write where the next real step writes again."""
-        state = self.place, self.position, self.seen
+        state = self.write_at, self.position, self.seen
         before = [x.clone() for x in state]
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())

@@ -16,7 +16,7 @@ import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
 
 from ..config import load_preset
-from ..mixture import Mixture
+from ..hf import Mixture
 from ..runs import Run
 from ..sft import fit, sft
 from ..tasks.generated import Problem

@@ -9,6 +9,7 @@ random weights of their true sizes. What a GPU is for:
 
 rows:
   rollout   a mixed rollout against `generate` of transformers, on one policy and with the second in a logits processor
+  generate  the same against `generate` on one policy alone: where minutes are dear
   training  the training pass of the mixture against that of one policy
   logprobs  `token_logprobs` against a full log-softmax, time and memory
   step      a whole GRPO step against TRL's (needs `pip install trl`)
@@ -23,7 +24,7 @@ from pathlib import Path
 
 from ...records import check_new
 
-ROWS = ("rollout", "training", "logprobs", "step", "sizes", "limits")
+ROWS = ("rollout", "generate", "training", "logprobs", "step", "sizes", "limits")
 
 
 @dataclass(frozen=True)

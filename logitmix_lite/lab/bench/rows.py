@@ -8,6 +8,7 @@ import torch
 from transformers import LogitsProcessor
 
 from ...models import default_device
+from ...rollout import pad_rows
 from .. import budget
 from . import Work
 from .work import RANK, clock, compare, learn, load, policies, prompts, result, rounds, sample
@@ -43,12 +44,9 @@ def generate(model, ids, mask, new, processors=None):
 
 def row_rollout(work: Work) -> list[dict]:
     """Mixed rollout of two policies against `generate` on one, and with the second in a processor."""
-    mixture, plain, second, rows = policies(work), load(work), load(work), prompts(work)
+    mixture, plain, second = policies(work), load(work), load(work)
     late = policies(work, blocks=plain.config.num_hidden_layers // 3)
-    longest = max(map(len, rows))
-    ids = torch.tensor([[0] * (longest - len(r)) + r for r in rows for _ in range(work.samples)], device=plain.device)
-    mask = torch.tensor([[0] * (longest - len(r)) + [1] * len(r) for r in rows for _ in range(work.samples)])
-    mask = mask.to(plain.device)
+    ids, mask = (x.repeat_interleave(work.samples, 0).to(plain.device) for x in pad_rows(prompts(work), 0, left=True))
 
     assert sample(mixture, work).completions.shape == (work.prompts * work.samples, work.new)
     times = rounds({
@@ -64,6 +62,17 @@ def row_rollout(work: Work) -> list[dict]:
         compare(f"{third} / generate, one policy", times["late"], times["one"]),
         compare(f"{third} / generate + logits processor", times["late"], times["processor"]),
     ]
+
+
+def row_generate(work: Work) -> list[dict]:
+    """Mixed rollout of two policies against `generate` on one, and nothing else: where minutes are dear."""
+    mixture, plain = policies(work), load(work)
+    ids, mask = (x.repeat_interleave(work.samples, 0).to(plain.device) for x in pad_rows(prompts(work), 0, left=True))
+    generate(plain, ids, mask, 4)  # warms up
+    sample(mixture, work)
+    times = [(clock(lambda: sample(mixture, work)), clock(lambda: generate(plain, ids, mask, work.new)))
+             for _ in range(work.runs)]  # fmt: skip
+    return [compare("mixed rollout / generate, one policy", *zip(*times, strict=True))]
 
 
 def row_training(work: Work) -> list[dict]:
@@ -132,7 +141,7 @@ def row_limits(work: Work) -> list[dict]:
     flops, bandwidth = rates()
     mixture, gpu = policies(work), default_device() == "cuda"
     if gpu:
-        mixture.checkpoint_activations()
+        mixture.gradient_checkpointing_enable()
         torch.cuda.reset_peak_memory_stats()
     count, length = work.prompts * work.samples, max(map(len, prompts(work)))
     plan = budget.Plan(

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from ...mixture import Mixture
+from ...hf import Mixture
 from ...models import add_lora, default_device, locate
 from ...rollout import Rollouts, completion_logprobs, rollout
 from ...tasks import encode_prompt, load_task
