@@ -53,7 +53,7 @@ class Plan:
 
     @property
     def share(self) -> float:
-        """Of the blocks, those from the first adapter on: there are two policies, and there gradients go."""
+        """Of the blocks, those from the first adapter on: gradients go no further down."""
         depth = self.config.num_hidden_layers
         return (self.blocks if self.rank and self.blocks else depth) / depth
 
@@ -75,7 +75,7 @@ class Plan:
             "weights": total * size if self.rank else 2 * total * size,
             # float32 adapters or master weights, their gradient, and Adam's two averages
             "training theta": 16 * trained,
-            "caches": (1 + self.share) * self.rows * (self.prompt + self.new) * cache_bytes(c, self.dtype),
+            "caches": 2 * self.rows * (self.prompt + self.new) * cache_bytes(c, self.dtype),
             "drawing tokens": self.rows * c.vocab_size * SAMPLING,
             "kept states": self.rows * self.new * c.hidden_size * size if self.keep else 0,
             "activations": stored + outside,
@@ -111,11 +111,11 @@ class Plan:
         where activations are recomputed; 2 for the weights if they are trained."""
         c, size, total = self.config, self.dtype.itemsize, parameters(self.config)
         weights = total * size * (1 if self.rank else 2)
-        cache = (1 + self.share) * self.rows * (self.prompt + self.new / 2) * cache_bytes(c, self.dtype)
+        cache = 2 * self.rows * (self.prompt + self.new / 2) * cache_bytes(c, self.dtype)
         prompts, completions = self.rows / self.samples * self.prompt, self.rows * self.new
         passes = 2 + self.share * (4 if self.checkpoint else 2) + (0 if self.rank else 2) + (0 if self.keep else 2)
         return {
-            "prefill": 2 * (1 + self.share) * total * prompts / flops,
+            "prefill": 2 * 2 * total * prompts / flops,
             "decoding": self.new * (weights + cache) / bandwidth,
             "training": passes * total * (prompts + completions) / flops,
         }
