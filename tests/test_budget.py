@@ -6,6 +6,7 @@ from torch.profiler import profile
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from logitmix_lite import Mixture, rollout
+from logitmix_lite.hf import CACHE
 from logitmix_lite.lab.budget import Plan, adapter_parameters, cache_bytes, parameters
 from logitmix_lite.models import add_lora
 from logitmix_lite.rollout import completion_logprobs
@@ -123,6 +124,5 @@ def test_counts_of_weights_and_caches(kind):
     plain = AutoModelForCausalLM.from_config(config)
     assert parameters(config) == sum(p.numel() for p in plain.parameters())
     out = plain(torch.zeros(1, 1, dtype=torch.long), use_cache=True)
-    cache = out.cache if "cache" in out else out.past_key_values  # its name before transformers 5.24
-    stored = sum(x.nbytes for layer in cache.layers for x in (layer.keys, layer.values))
+    stored = sum(x.nbytes for layer in out[CACHE].layers for x in (layer.keys, layer.values))
     assert cache_bytes(config, torch.float32) == stored

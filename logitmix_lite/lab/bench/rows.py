@@ -7,6 +7,7 @@ from functools import partial
 import torch
 from transformers import LogitsProcessor
 
+from ...hf import CACHE
 from ...models import default_device
 from ...rollout import pad_rows
 from .. import budget
@@ -27,10 +28,10 @@ class SecondModel(LogitsProcessor):
         places = (self.mask.cumsum(-1) - 1).clamp(min=0)[:, -new.shape[1] :]
         with torch.no_grad():
             out = self.model(
-                new, attention_mask=self.mask, position_ids=places, cache=self.cache, use_cache=True,
-                logits_to_keep=1,
+                new, attention_mask=self.mask, position_ids=places, use_cache=True, logits_to_keep=1,
+                **{CACHE: self.cache},
             )  # fmt: skip
-        self.cache = out.cache
+        self.cache = out[CACHE]
         return 0.5 * scores + 0.5 * out.logits[:, -1].to(scores.dtype)
 
 
