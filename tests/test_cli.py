@@ -125,7 +125,7 @@ def test_help_lists_every_method_and_the_flags_of_the_bench(capsys):
 
 def test_bad_benchmarks(tmp_path):
     for flags, sentence in (
-        (["--rows", "rollout,nonsense"], "no row 'nonsense': choose of rollout, training"),
+        (["--rows", "rollout,nonsense"], "no row 'nonsense': choose of rollout, "),
         (["--runs", "0"], "must be at least 1"),
         (["--out", str(tmp_path)], "is there already"),
         (["--shape", "huge", "--rows", "rollout"], "no shape of 'huge' is written down"),

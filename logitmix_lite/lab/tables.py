@@ -20,17 +20,17 @@ def load_runs(folder: str | Path) -> pd.DataFrame:
     """Every line of every training run below `folder`, with its arm, method, seed and run; ValueError if there is none.
 
     A folder named as `sweep` names it gives the arm; other runs count under their method."""
-    tables = []
+    lines = []
     for path in sorted(Path(folder).rglob("metrics.jsonl")):
         config = read_config(path.parent)
         if config.get("command") == "train":
             settings = ("preset", "method", "seed", "init", "anchor", "lr", "offset", "scale", "test_size")
             whose = {name: config[name] for name in settings}
             whose |= {"arm": arm_of(path.parent, config), "run": str(path.parent.relative_to(folder))}
-            tables.append(pd.DataFrame(read_metrics(path.parent)).assign(**whose))
-    if not tables:
+            lines += [line | whose for line in read_metrics(path.parent)]
+    if not lines:
         raise ValueError(f"no training runs below {folder}: make some with `train` or `sweep`")
-    return pd.concat(tables, ignore_index=True)
+    return pd.DataFrame(lines)
 
 
 def arm_of(run: Path, config: dict) -> str:
