@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from logitmix_lite.tasks import rewards
-from logitmix_lite.tasks.rewards import Grade, answer_text, boxed, equal, grade, grade_all, last_number
+from logitmix_lite.tasks import formulas
+from logitmix_lite.tasks.equality import equal
+from logitmix_lite.tasks.rewards import Grade, answer_text, boxed, grade, grade_all, last_number
 
 
 def rows(path):
@@ -166,7 +167,7 @@ def test_long_adversarial_text_takes_linear_time():
 
 def test_sympy_is_stopped_when_it_hangs_and_works_afterwards(monkeypatch):
     equal("2x+4", "2(x+2)")  # start the helper
-    monkeypatch.setattr(rewards, "SECONDS", 0.5)
+    monkeypatch.setattr(formulas, "SECONDS", 0.5)
     start = time.monotonic()
     assert not equal("7", "9^{9^{9^9}}")
     assert time.monotonic() - start < 5
@@ -183,7 +184,7 @@ def test_other_threads_grade_too():
 
 
 def test_a_comparison_that_fails_is_counted_and_never_right(monkeypatch):
-    monkeypatch.setattr(rewards, "SECONDS", 0.5)
+    monkeypatch.setattr(formulas, "SECONDS", 0.5)
     found = grade(r"\boxed{10^{10^{10^{10}}}}", "11")
     assert found.failed and found.formatted and not found.correct
     monkeypatch.undo()  # half a second may be too short for an easy one on a busy machine
@@ -192,12 +193,12 @@ def test_a_comparison_that_fails_is_counted_and_never_right(monkeypatch):
 
 def test_a_killed_helper_is_replaced():
     equal("2x+5", "5+x+x")
-    pool = rewards._helpers(os.getpid())
+    pool = formulas._helpers(os.getpid())
     running = [helper for helper in pool.queue if helper.process]
     assert running
     for helper in running:
         helper.process.kill()
-    assert [equal(f"2x+{k}", f"{k}+x+x") for k in range(100, 100 + 2 * rewards.HELPERS)].count(True) >= rewards.HELPERS
+    assert [equal(f"2x+{k}", f"{k}+x+x") for k in range(100, 100 + 2 * formulas.HELPERS)].count(True) >= formulas.HELPERS
     assert equal("2x+7", "7+x+x")
 
 
@@ -208,9 +209,9 @@ def test_many_at_once_are_the_same_as_one_by_one():
 
 
 def test_a_helper_that_cannot_start_is_an_error_not_a_zero(monkeypatch):
-    monkeypatch.setattr(rewards, "__file__", "/nowhere/rewards.py")
+    monkeypatch.setattr(formulas, "__file__", "/nowhere/formulas.py")
     with pytest.raises(RuntimeError, match="math-verify"):
-        rewards._Helper().ask(["$x$", "$x$", 1.0])
+        formulas._Helper().ask(["$x$", "$x$", 1.0])
 
 
 def test_math500(shared_data):

@@ -1,0 +1,297 @@
+r"""When two answers are one: as text, choice letters, list, number or, for the rest, as formula.
+
+A box is right only if all of it was read, so each reading takes the whole text or nothing. One rule is not symmetric:
+a sum, difference, product or quotient that was left undone does not answer a problem whose answer is a number. RL would
+find that copying the question pays."""
+
+import re
+from dataclasses import dataclass
+from fractions import Fraction
+
+from .formulas import same_formula
+from .spelling import known_unit, normalise, split_unit
+
+LONGEST = 300  # characters; a longer answer is no answer
+CLOSE = Fraction(1, 10**6)  # six digits are enough: 1.8333333333 is 1.833333
+
+INTEGER = re.compile(r"-?[0-9]{1,40}")
+DECIMAL = r"(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)"
+SCALES = dict(hundred=2, thousand=3, million=6, billion=9, trillion=12, 百=2, 千=3, 万=4, 百万=6, 千万=7, 亿=8)
+NUMBER = re.compile(
+    rf"([-+]?) ?(?:(?:([0-9]+)[ ]?)??(?:\\frac\{{(-?[0-9]+)\}}\{{(-?[0-9]+)\}}|([0-9]+) ?[/:] ?([0-9]+))"
+    rf"|({DECIMAL})|(?=10\^))(?:(?:(?<=[0-9.]) ?\* ?)?10\^\{{([-+]?[0-9]{{1,3}})\}}|[eE]([-+]?[0-9]{{1,3}}))?"
+    rf" ?({'|'.join(sorted(SCALES, key=len, reverse=True))}|dozen)?s? ?(%)?"
+)
+BASED = re.compile(r"(-?[0-9A-F]+(?:\.[0-9A-F]+)?)_\{(\d+)\}")
+CHOICE = re.compile(r"\(?([A-J])(?:\)|(?=[.:,]))[.:)]?,?(.*)|([A-J])", re.DOTALL)  # "(C)", "C. 12 apples", "C"
+CHOICES = re.compile(r"\(?[A-J]\)?(?: ?(?:[,;&]|\band\b|, ?and\b|和|) ?\(?[A-J]\)?)+")  # "A, B and D", "ABD"
+HEDGE = re.compile(
+    r"(?:\b(?:or|and|maybe|perhaps|possibly|not)\b|[,;/&(.]|或|和) ?\(?[A-J]\)? ?(?:[.),:;]|$)|(?:^| )[A-J][.)] ?\S")
+
+NAMES = "alpha|beta|gamma|delta|epsilon|theta|lambda|mu|rho|sigma|tau|phi|omega|Gamma|Delta|Theta|Lambda|Sigma|Phi|Omega"
+CALLS = "sin|cos|tan|cot|sec|csc|arcsin|arccos|arctan|sinh|cosh|tanh|ln|log|exp|binom|overline|lfloor|rfloor|lceil|rceil"
+MATRIX = r"\\(?:begin|end)\{(?:[pbvBV]?matrix|array|cases)\}(?:\{[lcr|]+\})?"
+TOKEN = re.compile(
+    rf"{MATRIX}|\\\\|\\[{{}}]|\\(?:frac|sqrt|pi|infty|pm|mp|cup|cap|in|le|ge|ne|emptyset|{CALLS}|{NAMES})(?![A-Za-z])"
+    r"|[0-9]+(?:\.[0-9]+)?|\.[0-9]+|(?<![A-Za-z])[A-Za-z]{1,3}(?![A-Za-z])|(?<=[A-Za-z])_\{\w+\}|[-+*/^=<>()\[\]{}|!,&:%°]| ")
+DANGLING = re.compile(
+    r"^(?:[*/^=<>,:&!]|\\(?:cup|cap|in|le|ge|ne)\b)|(?:[-+*/^=<>,:]|\\(?:pm|mp|cup|cap|in|le|ge|ne|sqrt|frac|binom))$"
+    r"|[-+*/^=<>,:({\[][*/^=<>,:)}\]!]|[*/^][-+]?$|[-+][-+]")  # fmt: skip
+LEAD = re.compile(r"((?:[A-Za-z]|\\[a-z]+ ?)(?:_\{\w+\})?'?(?:\([a-z]\))?) ?(?:=|\\in\b) ?(?=\S)")
+RELATION = re.compile(r" ?(<|>|\\le\b|\\ge\b|\\ne\b) ?")
+LETTER = re.compile(r"\\[A-Za-z]+|[A-Za-z]")
+SUM = re.compile(r"[\w)}!%°] ?(?:[-+]|\\pm|\\mp)")
+PRODUCT = re.compile(r"[0-9)}] ?\* ?[0-9(]|[0-9)] ?\(|\) ?[0-9]")
+FACTORS = re.compile(r"\*|[0-9)] ?[(\\]|[)}] ?[0-9]|\} ?\\")
+QUOTIENT = re.compile(r"\.[0-9]+ ?[/:]|[/:] ?[0-9]*\.")
+MARK = re.compile(r"\\[{}]|[(\[{)\]},;]|(?<=[\w)}°%]) ?\b(?:or|and)\b |[或和且]")
+OPEN, SHUT = ("(", "[", "{", r"\{"), (")", "]", "}", r"\}")
+BRACKETED = re.compile(r"[(\[].*,.*[)\]]")
+
+
+def equal(gold: str, answer: str) -> bool | None:
+    """Whether the answer means the same as `gold`. None where math-verify ran out of time or crashed over it."""
+    if len(answer) > LONGEST or not answer.strip():
+        return False
+    if INTEGER.fullmatch(gold) and INTEGER.fullmatch(answer):  # most answers: no need to look closer
+        return int(gold) == int(answer)
+    return _equal(normalise(gold), normalise(answer))
+
+
+def _equal(gold: str, answer: str) -> bool | None:
+    if not answer:
+        return False
+    if _squeeze(gold) == _squeeze(answer):
+        return True
+    letters = choices(gold)
+    if letters:
+        return choices(answer) == letters
+    if _words(gold) or _words(answer):  # as products of letters, "east" and "seat" would be equal formulas
+        return _fold(gold) == _fold(answer)
+    gold, answer = _same_form(gold, answer)
+    (gold, unit), (answer, other) = split_unit(gold), split_unit(answer)
+    if unit != other and unit and other and known_unit(unit) and known_unit(other):
+        return False  # a unit on one side only is not compared
+    right, given = _elements(gold), _elements(answer)
+    if right or given:
+        return bool(right and given) and _same_elements(right, given)
+    gold, answer = _last_side(_open(gold), _open(answer))
+    x, y = number(gold), number(answer)
+    if x and y:
+        return not y.undone and x.equals(y)
+    if BASED.fullmatch(gold) or BASED.fullmatch(answer):
+        return _squeeze(gold) == _squeeze(answer)
+    if not readable(gold) or not readable(answer) or _letters(gold) != _letters(answer):
+        return False
+    if _undone(gold, answer) or x and RELATION.search(answer) or _tiny(gold) != _tiny(answer):
+        return False
+    return same_formula(gold, answer)
+
+
+def choices(text: str) -> frozenset[str] | None:
+    """The letters of a choice: {C} of `C. 12 apples`, {A, B, D} of `A, B and D` and `ABD`; None of a hedge."""
+    if CHOICES.fullmatch(text):
+        letters = re.findall(r"[A-J]", text)
+        return frozenset(letters) if len(set(letters)) == len(letters) else None
+    found = CHOICE.fullmatch(text)
+    if not found or HEDGE.search((found[2] or "").strip()):
+        return None
+    return frozenset(found[1] or found[3])
+
+
+@dataclass(frozen=True)
+class Number:
+    value: Fraction
+    percent: bool
+    undone: bool  # a quotient that can be worked out, such as 96/8
+
+    def equals(self, other: "Number") -> bool:
+        """25% is 25 and 0.25, but if both are in percent they are compared as they are."""
+        values = [self.value], [other.value]
+        if self.percent != other.percent:
+            values[0 if self.percent else 1].append((self if self.percent else other).value / 100)
+        return any(abs(x - y) <= CLOSE * min(1, max(abs(x), abs(y))) for x in values[0] for y in values[1])
+
+
+def number(text: str) -> Number | None:
+    r"""The number in `1234.5`, `\frac{3}{4}`, `3 1/2`, `2 * 10^{3}`, `1e-5`, `25%` or `10 million`; else None."""
+    found = NUMBER.fullmatch(text)
+    if not found:
+        return None
+    sign, whole, above, below, over, under, decimal, power, exponent, scale, percent = found.groups()
+    if decimal or power and not (above or over):
+        value, undone = Fraction(decimal or 1), False
+    else:
+        above, below = int(above or over or 0), int(below or under or 0)
+        if below == 0 or whole and not 0 < above < below:
+            return None
+        value = Fraction(above, below)
+        undone = value.denominator == 1
+        value += int(whole or 0)
+    value *= Fraction(10) ** int(power or exponent or 0) * (12 if scale == "dozen" else 10 ** SCALES.get(scale, 0))
+    return Number(-value if sign == "-" else value, bool(percent), undone)
+
+
+def readable(text: str) -> bool:
+    """Whether all of it is formula: known signs, no operator without its operands, brackets that close."""
+    bare = re.sub(r" (?![A-Za-z0-9])", "", text)
+    return (
+        re.fullmatch(rf"(?:{TOKEN.pattern})+", text) is not None
+        and not DANGLING.search(bare)
+        and all(sum(map(text.count, a)) == sum(map(text.count, b)) for a, b in ("{}", ("([", ")]")))
+        and not re.search(r"[0-9] [0-9]|\^(?!\{)|![0-9A-Za-z]|[0-9)]_", text)
+    )
+
+
+def _open(text: str) -> str:
+    """Without one pair of brackets around all of it."""
+    return text[1:-1].strip() if text.startswith("(") and text.endswith(")") and _enclosed(text) else text
+
+
+def _squeeze(text: str) -> str:
+    """Without spaces, but `3 5` is not `35`."""
+    return re.sub(r"(?<![0-9]) | (?![0-9])", "", text)
+
+
+def _words(text: str) -> bool:
+    """Whether it is words rather than a formula, to which at most a unit is added."""
+    if r"\to" in text or re.fullmatch(r"(?![xyz]+$)[A-Za-z]{2,}(?:[ ,'-]+[A-Za-z]+)*", text):
+        return True
+    items = [item for item, _ in map(split_unit, _split(text)) if not number(item)]
+    text = re.sub(rf"{MATRIX}|\\[A-Za-z]+", r"\\", " ".join(items))
+    return re.search("[A-Za-z]{4,}|[\u4e00-\u9fff]", text) is not None
+
+
+def _fold(text: str) -> str:
+    """Words in small letters; but BB is not Bb, and CO is not Co."""
+    return re.sub(r"[A-Za-z]+", lambda m: m[0].lower() if _plain(m[0]) else m[0], text)
+
+
+def _plain(word: str) -> bool:
+    if len(word) > 2:
+        return word.islower() or word.istitle() or word.isupper()
+    return len(word) == 2 and word.istitle() and word[0].lower() != word[1]
+
+
+def _split(text: str) -> list[str]:
+    """Its parts between commas, semicolons, `and` and `or` that are in no brackets."""
+    parts, depth, start = [], 0, 0
+    for mark in MARK.finditer(text):
+        if mark[0] in OPEN:
+            depth += 1
+        elif mark[0] in SHUT:
+            depth -= 1
+        elif depth == 0:
+            parts.append(text[start : mark.start()].strip())
+            start = mark.end()
+    return [*parts, text[start:].strip()]
+
+
+def _enclosed(text: str) -> bool:
+    """Whether the first bracket closes at the very end."""
+    depth = 0
+    for mark in MARK.finditer(text):
+        depth += (mark[0] in OPEN) - (mark[0] in SHUT)
+        if depth == 0:
+            return mark.end() == len(text)
+    return False
+
+
+def _elements(text: str) -> tuple[str, list[str]] | None:
+    r"""`(1,2]` as ("(]", [1, 2]), `\{1,2\}`, `1 or 2` and `\pm 2` as ("", [...]), whose order is free; else None."""
+    inside = re.fullmatch(r"(\\\{|[(\[])(.*)(\\\}|[)\]])", text)
+    if inside and _enclosed(text):
+        items = _split(inside[2])
+        if inside[1] == r"\{":
+            return "", _both_signs(items)
+        return (inside[1] + inside[3], items) if len(items) > 1 else None
+    items = _both_signs(_split(text))
+    return ("", items) if len(items) > 1 else None
+
+
+def _both_signs(items: list[str]) -> list[str]:
+    return [re.sub(r"\\pm ?", sign, item).lstrip("+") for item in items
+            for sign in (("+", "-") if item.count(r"\pm") == 1 and r"\mp" not in item else (r"\\pm ",))]  # fmt: skip
+
+
+def _same_elements(right: tuple[str, list[str]], given: tuple[str, list[str]]) -> bool | None:
+    (kind, golds), (other, answers) = right, given
+    if kind != other or len(golds) != len(answers) or not all(golds + answers):
+        return False
+    for gold in golds:
+        for answer in answers[:1] if kind else answers:
+            same = _equal(gold, answer)
+            if same is None:  # one that hangs is enough
+                return None
+            if same:
+                answers.remove(answer)
+                break
+        else:
+            return False
+    return True
+
+
+def _same_form(gold: str, answer: str) -> tuple[str, str]:
+    """Without the `x =` that one side has or both have, and an interval where the other side is one."""
+    one, two = LEAD.match(gold), LEAD.match(answer)
+    if one and two and _squeeze(one[1]) == _squeeze(two[1]) or one and not two and "=" not in answer:
+        gold = gold[one.end() :]
+    if two and (one and _squeeze(one[1]) == _squeeze(two[1]) or not one and "=" not in gold):
+        answer = answer[two.end() :]
+    one, two = _interval(gold), _interval(answer)
+    if one and two:
+        return (one[1], two[1]) if one[0] == two[0] else (gold, answer)
+    if two and BRACKETED.fullmatch(gold) or one and BRACKETED.fullmatch(answer):
+        return (one[1] if one else gold), (two[1] if two else answer)
+    return gold, answer
+
+
+def _interval(text: str) -> tuple[str, str] | None:
+    r"""`2<x\le 5` as ("x", "(2,5]"), `x>3` as ("x", "(3,\infty)"); None for anything else."""
+    parts = RELATION.split(text)
+    if len(parts) == 3:
+        parts = ["", "", *parts] if re.fullmatch("[A-Za-z]", parts[0]) else [*parts, "", ""]
+    if len(parts) != 5 or not re.fullmatch("[A-Za-z]", parts[2]) or "," in text:
+        return None
+    low, first, name, second, high = parts
+    if (first or second) in (">", r"\ge"):
+        low, first, second, high = high, second, first, low
+    marks = {"<": "()", ">": "()", r"\le": "[]", r"\ge": "[]", "": "()"}
+    if first not in marks or second not in marks or first and second and (first in "> \\ge") == (second in "< \\le"):
+        return None
+    return name, f"{marks[first][0]}{low or '-' + chr(92) + 'infty'},{high or chr(92) + 'infty'}{marks[second][1]}"
+
+
+def _last_side(gold: str, answer: str) -> tuple[str, str]:
+    """`24-4=20` stands for 20, where the other side is no equation; `3=5` stands for nothing."""
+    sides = [[part.strip() for part in text.split("=")] for text in (gold, answer)]
+    if len(sides[0]) > 1 and len(sides[1]) > 1:
+        return gold, answer
+    for parts in sides:
+        values = [value for value in map(number, parts) if value]
+        if not all(parts) or len(parts) > 1 and not all(v.equals(w) for v in values for w in values if not v.undone):
+            return gold, ""
+    return sides[0][-1], sides[1][-1]
+
+
+def _letters(text: str) -> set[str]:
+    """Variables, and i; of `e`, which is \\exp too, math-verify knows better."""
+    text = re.sub(rf"{MATRIX}|_\{{\w+\}}", " ", text)
+    return {found for found in LETTER.findall(text) if len(found) == 1 or found[1:] in NAMES.split("|")} - {"e"}
+
+
+def _undone(gold: str, answer: str) -> bool:
+    """Whether the answer leaves something to be worked out that the gold answer, a number, does not."""
+    value = number(gold)
+    if value:
+        bars = len(re.findall(r"\\frac|[/:]", answer))
+        whole = value.value.denominator == 1
+        return any(sign.search(answer) for sign in (SUM, FACTORS, QUOTIENT)) or bars > (0 if whole else 1)
+    if _letters(gold) - {"i"}:
+        return False
+    return any(sign.search(answer) and not sign.search(gold) for sign in (SUM, PRODUCT))
+
+
+def _tiny(text: str) -> list[str]:
+    """math-verify compares six digits after the point, to which 10^-20 and 10^-21 are one."""
+    return sorted(re.findall(r"10\^\{(-[0-9]+)\}", text))
