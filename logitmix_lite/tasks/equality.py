@@ -5,35 +5,30 @@ a sum, difference, product or quotient that was left undone does not answer a pr
 find that copying the question pays."""
 
 import re
-from dataclasses import dataclass
-from fractions import Fraction
+from itertools import pairwise
 
 from .formulas import same_formula
-from .spelling import known_unit, normalise, split_unit
+from .quantities import known_unit, number, split_unit
+from .spelling import normalise
 
 LONGEST = 300  # characters; a longer answer is no answer
-CLOSE = Fraction(1, 10**6)  # six digits are enough: 1.8333333333 is 1.833333
 
 INTEGER = re.compile(r"-?[0-9]{1,40}")
-DECIMAL = r"(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)"
-SCALES = dict(hundred=2, thousand=3, million=6, billion=9, trillion=12, 百=2, 千=3, 万=4, 百万=6, 千万=7, 亿=8)
-NUMBER = re.compile(
-    rf"([-+]?) ?(?:(?:([0-9]+)[ ]?)??(?:\\frac\{{(-?[0-9]+)\}}\{{(-?[0-9]+)\}}|([0-9]+) ?[/:] ?([0-9]+))"
-    rf"|({DECIMAL})|(?=10\^))(?:(?:(?<=[0-9.]) ?\* ?)?10\^\{{([-+]?[0-9]{{1,3}})\}}|[eE]([-+]?[0-9]{{1,3}}))?"
-    rf" ?({'|'.join(sorted(SCALES, key=len, reverse=True))}|dozen)?s? ?(%)?"
-)
 BASED = re.compile(r"(-?[0-9A-F]+(?:\.[0-9A-F]+)?)_\{(\d+)\}")
 CHOICE = re.compile(r"\(?([A-J])(?:\)|(?=[.:,]))[.:)]?,?(.*)|([A-J])", re.DOTALL)  # "(C)", "C. 12 apples", "C"
 CHOICES = re.compile(r"\(?[A-J]\)?(?: ?(?:[,;&]|\band\b|, ?and\b|和|) ?\(?[A-J]\)?)+")  # "A, B and D", "ABD"
 HEDGE = re.compile(
-    r"(?:\b(?:or|and|maybe|perhaps|possibly|not)\b|[,;/&(.]|或|和) ?\(?[A-J]\)? ?(?:[.),:;]|$)|(?:^| )[A-J][.)] ?\S")
+    r"(?:\b(?:or|and|maybe|perhaps|possibly|not)\b|[,;/&(.]|或|和) ?\(?[A-J]\)? ?(?:[.),:;]|$)|(?:^| )[A-J][.)] ?\S"
+)
 
-NAMES = "alpha|beta|gamma|delta|epsilon|theta|lambda|mu|rho|sigma|tau|phi|omega|Gamma|Delta|Theta|Lambda|Sigma|Phi|Omega"
-CALLS = "sin|cos|tan|cot|sec|csc|arcsin|arccos|arctan|sinh|cosh|tanh|ln|log|exp|binom|overline|lfloor|rfloor|lceil|rceil"
+GREEK = "alpha|beta|gamma|delta|epsilon|theta|lambda|mu|rho|sigma|tau|phi|omega|Gamma|Delta|Theta|Lambda|Sigma|Omega"
+CALLS = "sin|cos|tan|cot|sec|csc|arcsin|arccos|arctan|sinh|cosh|tanh|ln|log|exp|binom|[lr]floor|[lr]ceil"
 MATRIX = r"\\(?:begin|end)\{(?:[pbvBV]?matrix|array|cases)\}(?:\{[lcr|]+\})?"
 TOKEN = re.compile(
-    rf"{MATRIX}|\\\\|\\[{{}}]|\\(?:frac|sqrt|pi|infty|pm|mp|cup|cap|in|le|ge|ne|emptyset|{CALLS}|{NAMES})(?![A-Za-z])"
-    r"|[0-9]+(?:\.[0-9]+)?|\.[0-9]+|(?<![A-Za-z])[A-Za-z]{1,3}(?![A-Za-z])|(?<=[A-Za-z])_\{\w+\}|[-+*/^=<>()\[\]{}|!,&:%°]| ")
+    rf"{MATRIX}|\\\\|\\[{{}}]|\\(?:frac|sqrt|pi|infty|pm|mp|cup|cap|in|le|ge|ne|emptyset|{CALLS}|{GREEK})(?![A-Za-z])"
+    r"|[0-9]+(?:\.[0-9]+)?|\.[0-9]+|(?<![A-Za-z])[A-Za-z]{1,3}(?![A-Za-z])|(?<=[A-Za-z])_\{\w+\}"
+    r"|[-+*/^=<>()\[\]{}|!,&:%°]| "
+)
 DANGLING = re.compile(
     r"^(?:[*/^=<>,:&!]|\\(?:cup|cap|in|le|ge|ne)\b)|(?:[-+*/^=<>,:]|\\(?:pm|mp|cup|cap|in|le|ge|ne|sqrt|frac|binom))$"
     r"|[-+*/^=<>,:({\[][*/^=<>,:)}\]!]|[*/^][-+]?$|[-+][-+]")  # fmt: skip
@@ -75,7 +70,9 @@ def _equal(gold: str, answer: str) -> bool | None:
     right, given = _elements(gold), _elements(answer)
     if right or given:
         return bool(right and given) and _same_elements(right, given)
-    gold, answer = _last_side(_open(gold), _open(answer))
+    gold, answer = _open(gold), _open(answer)
+    if ("=" in gold) != ("=" in answer):
+        gold, answer = _last_side(gold), _last_side(answer)
     x, y = number(gold), number(answer)
     if x and y:
         return not y.undone and x.equals(y)
@@ -97,39 +94,6 @@ def choices(text: str) -> frozenset[str] | None:
     if not found or HEDGE.search((found[2] or "").strip()):
         return None
     return frozenset(found[1] or found[3])
-
-
-@dataclass(frozen=True)
-class Number:
-    value: Fraction
-    percent: bool
-    undone: bool  # a quotient that can be worked out, such as 96/8
-
-    def equals(self, other: "Number") -> bool:
-        """25% is 25 and 0.25, but if both are in percent they are compared as they are."""
-        values = [self.value], [other.value]
-        if self.percent != other.percent:
-            values[0 if self.percent else 1].append((self if self.percent else other).value / 100)
-        return any(abs(x - y) <= CLOSE * min(1, max(abs(x), abs(y))) for x in values[0] for y in values[1])
-
-
-def number(text: str) -> Number | None:
-    r"""The number in `1234.5`, `\frac{3}{4}`, `3 1/2`, `2 * 10^{3}`, `1e-5`, `25%` or `10 million`; else None."""
-    found = NUMBER.fullmatch(text)
-    if not found:
-        return None
-    sign, whole, above, below, over, under, decimal, power, exponent, scale, percent = found.groups()
-    if decimal or power and not (above or over):
-        value, undone = Fraction(decimal or 1), False
-    else:
-        above, below = int(above or over or 0), int(below or under or 0)
-        if below == 0 or whole and not 0 < above < below:
-            return None
-        value = Fraction(above, below)
-        undone = value.denominator == 1
-        value += int(whole or 0)
-    value *= Fraction(10) ** int(power or exponent or 0) * (12 if scale == "dozen" else 10 ** SCALES.get(scale, 0))
-    return Number(-value if sign == "-" else value, bool(percent), undone)
 
 
 def readable(text: str) -> bool:
@@ -206,6 +170,8 @@ def _elements(text: str) -> tuple[str, list[str]] | None:
             return "", _both_signs(items)
         return (inside[1] + inside[3], items) if len(items) > 1 else None
     items = _both_signs(_split(text))
+    if ";" in text and all(re.fullmatch(r"[-+*/0-9. ]+=[-0-9. ]+", item) for item in items):
+        return None  # steps of a working, not a list
     return ("", items) if len(items) > 1 else None
 
 
@@ -262,22 +228,26 @@ def _interval(text: str) -> tuple[str, str] | None:
     return name, f"{marks[first][0]}{low or '-' + chr(92) + 'infty'},{high or chr(92) + 'infty'}{marks[second][1]}"
 
 
-def _last_side(gold: str, answer: str) -> tuple[str, str]:
-    """`24-4=20` stands for 20, where the other side is no equation; `3=5` stands for nothing."""
-    sides = [[part.strip() for part in text.split("=")] for text in (gold, answer)]
-    if len(sides[0]) > 1 and len(sides[1]) > 1:
-        return gold, answer
-    for parts in sides:
-        values = [value for value in map(number, parts) if value]
-        if not all(parts) or len(parts) > 1 and not all(v.equals(w) for v in values for w in values if not v.undone):
-            return gold, ""
-    return sides[0][-1], sides[1][-1]
+def _last_side(text: str) -> str:
+    """`24-4=20` stands for 20, and `13+7=20;20-4=16` for 16; what does not hold, such as `3=5`, for nothing."""
+    steps = text.split(";")
+    if any(not step.strip().startswith(before.split("=")[-1].strip()) for before, step in pairwise(steps)):
+        return ""
+    *sides, last = (side.strip() for side in steps[-1].split("="))
+    return last if all(_holds(side, last) for side in sides) else ""
+
+
+def _holds(side: str, last: str) -> bool | None:
+    x, y = number(side), number(last)
+    if x and y:
+        return x.equals(y)
+    return _letters(side) == _letters(last) and readable(side) and readable(last) and same_formula(side, last)
 
 
 def _letters(text: str) -> set[str]:
     """Variables, and i; of `e`, which is \\exp too, math-verify knows better."""
     text = re.sub(rf"{MATRIX}|_\{{\w+\}}", " ", text)
-    return {found for found in LETTER.findall(text) if len(found) == 1 or found[1:] in NAMES.split("|")} - {"e"}
+    return {found for found in LETTER.findall(text) if len(found) == 1 or found[1:] in GREEK.split("|")} - {"e"}
 
 
 def _undone(gold: str, answer: str) -> bool:

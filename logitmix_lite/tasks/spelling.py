@@ -1,5 +1,6 @@
-r"""One spelling for answers that mean the same: `normalise` for both sides of a comparison, `split_unit` for what is
-counted. `3½`, `$3\dfrac12$` and `3 1/2` become one text; so do `x²` and `x^2`, `A、B` and `A, B`, `€18` and `18 euro`.
+r"""One spelling for answers that mean the same, by one function for both sides of a comparison.
+
+`3½` and `$3\dfrac12$` become one text; so do `x²` and `x^2`, `A、B` and `A, B`, `€18` and `18 euro`.
 
 The rules are a table, applied from top to bottom until nothing changes."""
 
@@ -23,11 +24,11 @@ GREEK = {
 }  # fmt: skip
 TABLE = str.maketrans(SIGNS | GREEK)
 COINS = {r"\$": "dollar", "US$": "dollar", "USD": "dollar", "€": "euro", "EUR": "euro", "£": "pound", "GBP": "pound",
-         "¥": "yuan", "CNY": "yuan", "RMB": "yuan", "₹": "rupee", "Rs": "rupee", "INR": "rupee", "₩": "won", "₽": "ruble",
-         "฿": "baht", "₫": "dong", "₺": "lira", "¢": "cent"}  # fmt: skip
+         "¥": "yuan", "CNY": "yuan", "RMB": "yuan", "₹": "rupee", "Rs": "rupee", "INR": "rupee", "₩": "won",
+         "₽": "ruble", "฿": "baht", "₫": "dong", "₺": "lira", "¢": "cent"}  # fmt: skip
 COIN = "|".join(re.escape(coin) for coin in sorted(COINS, key=len, reverse=True))
 FUNCTIONS = "sqrt|sin|cos|tan|cot|csc|arcsin|arccos|arctan|sinh|cosh|tanh|ln|log|exp|pi|infty|alpha|beta|theta"
-FACE = r"text\w{0,6}|math(?:rm|bf|it|sf|tt|bb|cal|normal)|operatorname\*?|boldsymbol|bm|pmb|[mhf]box|emph|underline|boxed"
+FACE = r"text\w{0,6}|math(?:rm|bf|it|sf|tt|bb|cal|normal)|operatorname\*?|boldsymbol|bm|[mhf]box|emph|underline|boxed"
 
 RULES = [(re.compile(pattern), new) for pattern, new in [
     # what is there for looks
@@ -49,7 +50,8 @@ RULES = [(re.compile(pattern), new) for pattern, new in [
     (r"!=|\\neq(?![A-Za-z])|\\not\s*=", r"\\ne "), (r"\\lt(?![A-Za-z])", "<"), (r"\\gt(?![A-Za-z])", ">"),
     (r"\\(?:long)?rightarrow(?![A-Za-z])", r"\\to "), (r"\\varnothing(?![A-Za-z])", r"\\emptyset "),
     (r"\^\s*(?:\\circ(?![A-Za-z])|\{\s*\\circ\s*\}|°)|\\degree(?![A-Za-z])|(?<=\d)\s*degrees?(?=\s*$)", "°"),
-    (r"\\(?:lvert|rvert|vert|mid)(?![A-Za-z])", "|"), (r"\\[lr]brace(?![A-Za-z])", lambda m: r"\{" if "l" in m[0] else r"\}"),
+    (r"\\(?:lvert|rvert|vert|mid)(?![A-Za-z])", "|"),
+    (r"\\[lr]brace(?![A-Za-z])", lambda m: r"\{" if "l" in m[0] else r"\}"),
     (r"(^|[(\[,={])\s*\+\s*(?=\d|\\infty)", r"\1"),
     (rf"(?<![\\A-Za-z])({FUNCTIONS})(?![A-Za-z])", r"\\\1"), (r"(?<![\\A-Za-z])infinity(?![A-Za-z])", r"\\infty"),
     # braces around what is raised, lowered, under a root, above and below a line
@@ -89,53 +91,3 @@ def normalise(text: str) -> str:
         if text == before:
             break
     return text
-
-
-# The first of each line is how the others are written. Two units that are known and differ are two answers.
-UNITS = {name: line.split()[0] for line in """
-    km kilometer kilometre 千米 公里|m meter metre 米|cm centimeter centimetre 厘米|mm millimeter millimetre 毫米|dm 分米
-    ft foot feet|in inch inche|mi mile|yd yard|kg kilogram 千克 公斤|g gram 克|mg milligram 毫克|ton tonne 吨|lb|oz ounce
-    s sec second 秒|min minute 分 分钟|h hr hour 时 小时|day 天 日|week 周 星期|month 月 个月|year yr 年 岁
-    L l liter litre 升|mL ml milliliter millilitre 毫升|dollar buck 美元|cent|euro 欧元|yuan 元 块|pound 英镑|yen 日元
-    rupee|won|ruble|baht|dong|lira|° deg degree 度|N newton|J joule|W watt 瓦|kW 千瓦|V volt|Hz hertz|Pa|rad radian|K|A
-    kWh|MB|GB|kB|mph|rpm|°C|°F|mol
-""".replace("\n", "|").split("|") if line.strip() for name in line.split()}  # fmt: skip
-LATIN = [name for name in UNITS if name.isascii()]
-GLUED = "|".join(sorted((name for name in LATIN if len(name) > 1), key=len, reverse=True))
-LETTER = "|".join(name for name in LATIN if len(name) == 1)
-STOP = """plus minus times multiplied divided over by squared cubed power factorial root point half halves third thirds
-fourth fourths fifth fifths sixths eighths tenths mod modulo or and not nor but than if else either neither maybe both
-also zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen
-eighteen nineteen twenty thirty forty fifty sixty seventy eighty ninety hundred thousand million billion trillion dozen
-infinity sqrt remainder with where when approximately undefined wrong false unless mean""".split()
-RAISE = r"(?:\s?\^\{-?[123]\})?"
-NOUN = rf"(?!(?:{'|'.join(STOP)})\b)[A-Za-z]"
-LATIN_UNIT = (
-    rf"(?:(?:\s*(?:{GLUED}|°C|°F|°)|\s+(?:{LETTER}))(?![A-Za-z])|\s+{NOUN}{{1}}[A-Za-z]{{2,}}){RAISE}"
-    rf"(?:(?:\s?[/*]\s?(?:{LETTER})(?![A-Za-z])|(?:\s?[/*]\s?|\s){NOUN}[A-Za-z]+){RAISE}){{0,4}}"
-    r"(?:\s(?:squared|cubed))?\.?"
-)
-# Not a unit: numerals, "more than", "or" and such; 千 and 分 begin one only in 千米, 千克, 分钟...
-HAN = "(?:千[米克瓦]|分[钟米]?|(?![零一二三四五六七八九十百千万亿半几多余约以上下大小于之间至到或和与且不非无负分成折])[\u4e00-\u9fff])"
-UNIT = re.compile(rf"(?<=[\w}})!°])(?:{LATIN_UNIT}|\s?小?{HAN}{{1,6}}(?:/{HAN}{{1,4}})?)$")
-
-
-def split_unit(text: str) -> tuple[str, str]:
-    """`18 apples` as ("18", "apples"), `25 square meters` as ("25", "m^{2}"); the unit is "" where there is none."""
-    found = UNIT.search(text)
-    if not found or not re.search(r"\d|\\[a-z]", text[: found.start()]):
-        return text, ""
-    unit = found[0].strip().rstrip(".").replace(" ^", "^").replace("mph", "mi/h")
-    unit = re.sub(r"(?:square|sq|平方) ?([^\s/]+)|([^\s/]+) squared", r"\1\2^{2}", unit)
-    unit = re.sub(r"(?:cubic|cu|立方) ?([^\s/]+)|([^\s/]+) cubed", r"\1\2^{3}", unit)
-    unit = re.sub(r"\s*(?:/|\bper\b)\s*", "/", unit)
-    return text[: found.start()], re.sub(r"[^\W\d_]+|°C?F?", lambda m: _one_name(m[0]), unit)
-
-
-def known_unit(unit: str) -> bool:
-    return all(word in UNITS.values() for word in re.findall(r"[^\W\d_]+|°[CF]?", unit))
-
-
-def _one_name(word: str) -> str:
-    lower = word.lower()
-    return next((UNITS[name] for name in (word, lower, lower.rstrip("s")) if name in UNITS), word)
