@@ -19,7 +19,7 @@ CHOICE = re.compile(r"\(?([A-J])(?:\)|(?=[.:,]))[.:)]?,?(.*)|([A-J])", re.DOTALL
 CHOICES = re.compile(r"\(?[A-J]\)?(?: ?(?:[,;&]|\band\b|, ?and\b|和|) ?\(?[A-J]\)?)+")  # "A, B and D", "ABD"
 HEDGE = re.compile(  # another choice among the words after "C.": "or D", ", (D)", "D. 13", "D) 13"
     r"(?:^(?:and\b|[/&和])|\b(?:or|maybe|perhaps|possibly|not)\b|或) ?\(?[A-J]\)? ?(?:[.),:;]|$)"
-    r"|(?:^|[ ,;])(?:\([A-J]\)|[A-J]\.(?! ?$))|(?:^|[.,;] )[A-J]:|[,;] ?[A-J]$|^[^(]*\b[A-J]\)"
+    r"|(?:^|[ ,;])\([A-J]\)|(?:^|[.,;] ?|\d )[A-J](?::|\.(?! ?$))|[,;] ?[A-J]$|^[^(]*\b[A-J]\)"
 )
 
 GREEK = "alpha|beta|gamma|delta|epsilon|theta|lambda|mu|rho|sigma|tau|phi|omega|Gamma|Delta|Theta|Lambda|Sigma|Omega"
@@ -33,7 +33,7 @@ TOKEN = re.compile(
 DANGLING = re.compile(
     r"^(?:[*/^=<>,:&!]|\\(?:cup|cap|in|le|ge|ne)\b)|(?:[-+*/^=<>,:]|\\(?:pm|mp|cup|cap|in|le|ge|ne|sqrt|frac|binom))$"
     r"|[-+*/^=<>,:({\[][*/^=<>,:)}\]!]|[*/^][-+]?$|[-+][-+]")  # fmt: skip
-LEAD = re.compile(r"((?:[A-Za-z]|\\[a-z]+ ?)(?:_\{\w+\})?'?(?:\([a-z]\))?) ?(?:=|\\in\b) ?(?=\S)")
+LEAD = re.compile(r"((?:\\angle ?)?(?:[A-Za-z]{1,3}|\\[a-z]+ ?)(?:_\{\w+\})?'?(?:\(\w+\))?) ?(?:=|\\in\b) ?(?=\S)")
 RELATION = re.compile(r" ?(<|>|\\le\b|\\ge\b|\\ne\b) ?")
 LETTER = re.compile(r"\\[A-Za-z]+|[A-Za-z]")
 SUM = re.compile(r"[\w)}!%°] ?(?:[-+]|\\pm|\\mp)")

@@ -19,8 +19,8 @@ UNITS = {name: line.split()[0] for line in """
     dm 分米|ft foot feet|in inch inche|mi mile|yd yard|kg kilogram 千克 公斤|g gram 克|mg milligram 毫克|ton tonne 吨
     lb|oz ounce
     s sec second 秒|min minute 分 分钟|h hr hour 时 小时|day 天 日|week 周 星期|month 月 个月|year yr 年 岁
-    L l liter litre 升|mL ml milliliter millilitre 毫升|dollar buck 美元|cent|euro 欧元|yuan 元 块|pound 英镑|yen 日元
-    rupee|won|ruble|baht|dong|lira|° deg degree 度|N newton|J joule|W watt 瓦|kW 千瓦|V volt|Hz hertz|Pa|rad radian|K|A
+    L l liter litre 升|mL ml milliliter millilitre 毫升|dollar buck 美元|cent|euro 欧元|yuan 元 块|角|pound 英镑|yen 日元
+    rupee|franc|krona|won|ruble|baht|dong|lira|° deg degree 度|N newton|J joule|W watt 瓦|kW 千瓦|V volt|Hz hertz|Pa|rad radian|K|A
     kWh|MB|GB|kB|mph|rpm|°C|°F|mol
 """.replace("\n", "|").split("|") if line.strip() for name in line.split()}  # fmt: skip
 LATIN = [name for name in UNITS if name.isascii()]
@@ -39,7 +39,7 @@ LATIN_UNIT = (
     r"(?:\s(?:squared|cubed))?\.?"
 )
 # Not a unit: numerals, "more than", "or" and such; 千 and 分 begin one only in 千米, 千克, 分钟...
-NO_UNIT = "零一二三四五六七八九十百千万亿半几多余约以上下大小于之间至到或和与且不非无负分成折"
+NO_UNIT = "零一二三四五六七八九十百千万亿半几多余约以上下大小于之间至到或和与且不非无负分成折左右"
 HAN = f"(?:千[米克瓦]|分[钟米]?|(?![{NO_UNIT}])[\u4e00-\u9fff])"
 UNIT = re.compile(rf"(?<=[\w}})!°])(?:{LATIN_UNIT}|\s?小?{HAN}{{1,6}}(?:/{HAN}{{1,4}})?)$")
 
