@@ -8,20 +8,13 @@ import re
 from itertools import pairwise
 
 from .formulas import same_formula
-from .quantities import known_unit, number, split_unit
+from .readings import choices, known_unit, number, split_unit
 from .spelling import normalise
 
 LONGEST = 300  # characters; a longer answer is no answer
 
 INTEGER = re.compile(r"-?[0-9]{1,40}")
 BASED = re.compile(r"(-?[0-9A-F]+(?:\.[0-9A-F]+)?)_\{(\d+)\}")
-CHOICE = re.compile(r"\(?([A-J])(?:\)|(?=[.:,]))[.:)]?,?(.*)|([A-J])", re.DOTALL)  # "(C)", "C. 12 apples", "C"
-CHOICES = re.compile(r"\(?[A-J]\)?(?: ?(?:[,;&]|\band\b|, ?and\b|和|) ?\(?[A-J]\)?)+")  # "A, B and D", "ABD"
-HEDGE = re.compile(  # another choice among the words after "C.": "or D", ", (D)", "D. 13", "D) 13"
-    r"(?:^(?:and\b|[/&和])|\b(?:or|maybe|perhaps|possibly|not)\b|或) ?\(?[A-J]\)? ?(?:[.),:;]|$)"
-    r"|(?:^|[ ,;])\([A-J]\)|(?:^|[.,;] ?|\d )[A-J](?::|\.(?! ?$))|[,;] ?[A-J]$|^[^(]*\b[A-J]\)"
-)
-
 GREEK = "alpha|beta|gamma|delta|epsilon|theta|lambda|mu|rho|sigma|tau|phi|omega|Gamma|Delta|Theta|Lambda|Sigma|Omega"
 CALLS = "sin|cos|tan|cot|sec|csc|arcsin|arccos|arctan|sinh|cosh|tanh|ln|log|exp|binom|[lr]floor|[lr]ceil"
 MATRIX = r"\\(?:begin|end)\{(?:[pbvBV]?matrix|array|cases)\}(?:\{[lcr|]+\})?"
@@ -84,17 +77,6 @@ def _equal(gold: str, answer: str) -> bool | None:
     if _undone(gold, answer) or x and RELATION.search(answer) or _tiny(gold) != _tiny(answer):
         return False
     return same_formula(gold, answer)
-
-
-def choices(text: str) -> frozenset[str] | None:
-    """The letters of a choice: {C} of `C. 12 apples`, {A, B, D} of `A, B and D` and `ABD`; None of a hedge."""
-    if CHOICES.fullmatch(text):
-        letters = re.findall(r"[A-J]", text)
-        return frozenset(letters) if len(set(letters)) == len(letters) else None
-    found = CHOICE.fullmatch(text)
-    if not found or HEDGE.search((found[2] or "").strip()):
-        return None
-    return frozenset(found[1] or found[3])
 
 
 def readable(text: str) -> bool:

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from .equality import choices, equal
+from .equality import equal
 from .formulas import HELPERS
+from .readings import choices
 from .spelling import normalise
 
 BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])\s*")

@@ -23,10 +23,11 @@ GREEK = {
          "Gamma Delta Theta Lambda Pi Sigma Phi Omega").split(), strict=True)
 }  # fmt: skip
 TABLE = str.maketrans(SIGNS | GREEK)
-COINS = {**dict.fromkeys([r"\$", "US$", "HK$", "NZ$", "A$", "C$", "S$", "USD"], "dollar"), "CHF": "franc", "kr": "krona",
-         "€": "euro", "EUR": "euro", "£": "pound", "GBP": "pound",
-         "¥": "yuan", "CNY": "yuan", "RMB": "yuan", "₹": "rupee", "Rs": "rupee", "INR": "rupee", "₩": "won",
-         "₽": "ruble", "฿": "baht", "₫": "dong", "₺": "lira", "¢": "cent"}  # fmt: skip
+COINS = {
+    **dict.fromkeys([r"\$", "US$", "HK$", "NZ$", "A$", "C$", "S$", "USD"], "dollar"), "€": "euro", "EUR": "euro",
+    "£": "pound", "GBP": "pound", "¥": "yuan", "CNY": "yuan", "RMB": "yuan", "₹": "rupee", "Rs": "rupee", "INR": "rupee",
+    "₩": "won", "₽": "ruble", "฿": "baht", "₫": "dong", "₺": "lira", "¢": "cent", "CHF": "franc", "kr": "krona",
+}  # fmt: skip
 COIN = "|".join(re.escape(coin) for coin in sorted(COINS, key=len, reverse=True))
 FUNCTIONS = "sqrt|sin|cos|tan|cot|csc|arcsin|arccos|arctan|sinh|cosh|tanh|ln|log|exp|pi|infty|alpha|beta|theta"
 FACE = r"text\w{0,6}|math(?:rm|bf|it|sf|tt|bb|cal|normal)|operatorname\*?|boldsymbol|bm|[mhf]box|emph|underline|boxed"
@@ -46,7 +47,8 @@ RULES = [(re.compile(pattern), new) for pattern, new in [
     (r"\\?\$|(?<!\\)\\[()\[\]]", ""),
     # one name for each sign
     (r"\\%", "%"), (r"(?<=\d)\s*per\s?cent(?![a-z])|(?<=\d)\s*percent(?![a-z])", "%"),
-    (r"(?<=\d) ?x ?(?=10\^)", "*"), (r"(?<=\d)\s*sq\.? (?=[a-z])", " square "), (r"(?<=\d)\s*cu\.? (?=[a-z])", " cubic "),
+    (r"(?<=\d) ?x ?(?=10\^)", "*"), (r"(?<=\d)\s*sq\.? (?=[a-z])", " square "),
+    (r"(?<=\d)\s*cu\.? (?=[a-z])", " cubic "),
     (r"\\(?:cdot|times|ast)(?![A-Za-z])", "*"), (r"\\div(?![A-Za-z])", "/"),
     (r"<=|\\leq(?:slant|q)?(?![A-Za-z])", r"\\le "), (r">=|\\geq(?:slant|q)?(?![A-Za-z])", r"\\ge "),
     (r"!=|\\neq(?![A-Za-z])|\\not\s*=", r"\\ne "), (r"\\lt(?![A-Za-z])", "<"), (r"\\gt(?![A-Za-z])", ">"),
@@ -68,8 +70,8 @@ RULES = [(re.compile(pattern), new) for pattern, new in [
     (r"(?<=\d)\s*\(?\s*(?:in\s+)?base\s*(\d+)\s*\)?$", r"_{\1}"),
     (r"^(-?[0-9.]+)_\{10\}$", r"\1"),
     # words around an answer, and the last period
-    (r"(?i)^\W{0,2}(?:the\s+)?(?:(?:final|correct|right|best)\s+)?(?:answer|option|choice|答案|选项|故选|应选|选)"
-     r"(?![a-z])\s*(?:is\b|are\b|为|是)?\s*[:=]?\s*(?=\S)", ""),
+    (r"(?i)^\W{0,2}(?:the\s+)?(?:(?:final|correct|right|best)\s+)?(?:(?:answer|option|choice)(?![a-z])|答案|选项|故选|应选|选)"
+     r"\s*(?:is\b|are\b|为|是)?\s*[:=]?\s*(?=\S)", ""),
     (r"^\s*=\s*(?=\S)", ""), (r'^"(.*)"$', r"\1"), (r"^\*(.*[^\\*])\*$", r"\1"),
     (r"\s+", " "), (r"(?<=[({\[]) | (?=[)}\]^_])", ""), (r"(?<![.,;:])[.;:,] ?$", ""), (r"^\{([^{}]*)\}$", r"\1"),
     # thousands, unless in brackets, where a comma may part two numbers

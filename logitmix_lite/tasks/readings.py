@@ -1,4 +1,4 @@
-r"""Numbers and what they count: `number` of a text in the spelling of `normalise`, and `split_unit`."""
+r"""What an answer in the spelling of `normalise` says: `choices`, the `number`, and its unit by `split_unit`."""
 
 import re
 from dataclasses import dataclass
@@ -13,15 +13,22 @@ NUMBER = re.compile(
     rf" ?({'|'.join(sorted(SCALES, key=len, reverse=True))}|dozen)?s? ?(%)?"
 )
 
+CHOICE = re.compile(r"\(?([A-J])(?:\)|(?=[.:,]))[.:)]?,?(.*)|([A-J])", re.DOTALL)  # "(C)", "C. 12 apples", "C"
+CHOICES = re.compile(r"\(?[A-J]\)?(?: ?(?:[,;&]|\band\b|, ?and\b|和|) ?\(?[A-J]\)?)+")  # "A, B and D", "ABD"
+HEDGE = re.compile(  # another choice among the words after "C.": "or D", ", (D)", "D. 13", "D) 13"
+    r"(?:^(?:and\b|[/&和])|\b(?:or|maybe|perhaps|possibly|not)\b|或) ?\(?[A-J]\)? ?(?:[.),:;]|$)"
+    r"|(?:^|[ ,;])\([A-J]\)|(?:^|[.,;] ?|\d )[A-J](?::|\.(?! ?$))|[,;] ?[A-J]$|^[^(]*\b[A-J]\)"
+)
+
 # The first of each line is how the others are written. Two units that are known and differ are two answers.
 UNITS = {name: line.split()[0] for line in """
     km kilometer kilometre 千米 公里|m meter metre 米|cm centimeter centimetre 厘米|mm millimeter millimetre 毫米
     dm 分米|ft foot feet|in inch inche|mi mile|yd yard|kg kilogram 千克 公斤|g gram 克|mg milligram 毫克|ton tonne 吨
     lb|oz ounce
-    s sec second 秒|min minute 分 分钟|h hr hour 时 小时|day 天 日|week 周 星期|month 月 个月|year yr 年 岁
-    L l liter litre 升|mL ml milliliter millilitre 毫升|dollar buck 美元|cent|euro 欧元|yuan 元 块|角|pound 英镑|yen 日元
-    rupee|franc|krona|won|ruble|baht|dong|lira|° deg degree 度|N newton|J joule|W watt 瓦|kW 千瓦|V volt|Hz hertz|Pa|rad radian|K|A
-    kWh|MB|GB|kB|mph|rpm|°C|°F|mol
+    s sec second 秒|min minute 分 分钟|h hr hour 时 小时|day 天 日|week 周 星期|month 月 个月|year yr 年 岁|L l liter litre 升
+    mL ml milliliter millilitre 毫升|dollar buck 美元|cent|euro 欧元|yuan 元 块|角|pound 英镑|yen 日元|rupee|franc|krona
+    won|ruble|baht|dong|lira|° deg degree 度|N newton|J joule|W watt 瓦|kW 千瓦|V volt|Hz hertz|Pa|rad radian|K|A|kWh|MB
+    GB|kB|mph|rpm|°C|°F|mol
 """.replace("\n", "|").split("|") if line.strip() for name in line.split()}  # fmt: skip
 LATIN = [name for name in UNITS if name.isascii()]
 GLUED = "|".join(sorted((name for name in LATIN if len(name) > 1), key=len, reverse=True))
@@ -96,3 +103,14 @@ def known_unit(unit: str) -> bool:
 def _one_name(word: str) -> str:
     lower = word.lower()
     return next((UNITS[name] for name in (word, lower, lower.rstrip("s")) if name in UNITS), word)
+
+
+def choices(text: str) -> frozenset[str] | None:
+    """The letters of a choice: {C} of `C. 12 apples`, {A, B, D} of `A, B and D` and `ABD`; None of a hedge."""
+    if CHOICES.fullmatch(text):
+        letters = re.findall(r"[A-J]", text)
+        return frozenset(letters) if len(set(letters)) == len(letters) else None
+    found = CHOICE.fullmatch(text)
+    if not found or HEDGE.search((found[2] or "").strip()):
+        return None
+    return frozenset(found[1] or found[3])
