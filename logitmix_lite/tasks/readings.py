@@ -24,11 +24,10 @@ HEDGE = re.compile(  # another choice among the words after "C.": "or D", ", (D)
 UNITS = {name: line.split()[0] for line in """
     km kilometer kilometre 千米 公里|m meter metre 米|cm centimeter centimetre 厘米|mm millimeter millimetre 毫米
     dm 分米|ft foot feet|in inch inche|mi mile|yd yard|kg kilogram 千克 公斤|g gram 克|mg milligram 毫克|ton tonne 吨
-    lb|oz ounce
-    s sec second 秒|min minute 分 分钟|h hr hour 时 小时|day 天 日|week 周 星期|month 月 个月|year yr 年 岁|L l liter litre 升
-    mL ml milliliter millilitre 毫升|dollar buck 美元|cent|euro 欧元|yuan 元 块|角|pound 英镑|yen 日元|rupee|franc|krona
-    won|ruble|baht|dong|lira|° deg degree 度|N newton|J joule|W watt 瓦|kW 千瓦|V volt|Hz hertz|Pa|rad radian|K|A|kWh|MB
-    GB|kB|mph|rpm|°C|°F|mol
+    lb|oz ounce|s sec second 秒|min minute 分 分钟|h hr hour 时 小时|day 天 日|week 周 星期|month 月 个月|year yr 年 岁
+    L l liter litre 升|mL ml milliliter millilitre 毫升|dollar buck 美元|cent|euro 欧元|yuan 元 块|角|pound 英镑
+    yen 日元|rupee|franc|krona|won|ruble|baht|dong|lira|° deg degree 度|N newton|J joule|W watt 瓦|kW 千瓦|V volt
+    Hz hertz|Pa|rad radian|K|A|kWh|MB|GB|kB|mph|rpm|°C|°F|mol
 """.replace("\n", "|").split("|") if line.strip() for name in line.split()}  # fmt: skip
 LATIN = [name for name in UNITS if name.isascii()]
 GLUED = "|".join(sorted((name for name in LATIN if len(name) > 1), key=len, reverse=True))

@@ -25,8 +25,9 @@ GREEK = {
 TABLE = str.maketrans(SIGNS | GREEK)
 COINS = {
     **dict.fromkeys([r"\$", "US$", "HK$", "NZ$", "A$", "C$", "S$", "USD"], "dollar"), "€": "euro", "EUR": "euro",
-    "£": "pound", "GBP": "pound", "¥": "yuan", "CNY": "yuan", "RMB": "yuan", "₹": "rupee", "Rs": "rupee", "INR": "rupee",
-    "₩": "won", "₽": "ruble", "฿": "baht", "₫": "dong", "₺": "lira", "¢": "cent", "CHF": "franc", "kr": "krona",
+    "£": "pound", "GBP": "pound", "¥": "yuan", "CNY": "yuan", "RMB": "yuan", "₹": "rupee", "Rs": "rupee",
+    "INR": "rupee", "₩": "won", "₽": "ruble", "฿": "baht", "₫": "dong", "₺": "lira", "¢": "cent", "CHF": "franc",
+    "kr": "krona",
 }  # fmt: skip
 COIN = "|".join(re.escape(coin) for coin in sorted(COINS, key=len, reverse=True))
 FUNCTIONS = "sqrt|sin|cos|tan|cot|csc|arcsin|arccos|arctan|sinh|cosh|tanh|ln|log|exp|pi|infty|alpha|beta|theta"
