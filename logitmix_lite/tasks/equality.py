@@ -235,7 +235,7 @@ def _letters(text: str) -> set[str]:
 
 def _undone(gold: str, answer: str) -> bool:
     """Whether the answer leaves something to be worked out that the gold answer, a number, does not."""
-    value = number(gold)
+    value, answer = number(gold), re.sub(r"\\log_\{\w+\}", r"\\log", answer)
     if value:
         bars = len(re.findall(r"\\frac|[/:]", answer))
         whole = value.value.denominator == 1
