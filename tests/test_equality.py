@@ -154,7 +154,7 @@ def test_golds_of_different_problems_do_not_agree_and_the_order_does_not_matter(
     assert {(a, b) for a, b in pairs if equal(a, b)} == {("36", "36^\\circ")}
 
 
-PIECES = r"""\boxed{ } { \frac \ $ \text{ \, \! ^ _ ( ) [ ] , 3 12 345 x no / ½ ² ₂ √ π 、 或 元 € ° % ** = - – + 
+PIECES = r"""\boxed{ } { \frac \ $ \text{ \, \! ^ _ ( ) [ ] , 3 12 345 x no / ½ ² ₂ √ π 、 或 元 € ° % ** = - – +
 or A C e {,}""".split()
 TEXT = st.text(max_size=30) | st.lists(st.sampled_from([*PIECES, " ", "\u0301", "base 5"]), max_size=12).map("".join)
 

@@ -99,6 +99,19 @@ def test_what_each_field_says():
     assert [answer_text(a) for a in (91.0, 91, "91.0", 0.5, " 3 ")] == ["91", "91", "91.0", "0.5", "3"]
 
 
+@pytest.mark.parametrize(
+    "completion, gold, number",
+    [
+        ("The answer is C.", "C", True), ("so I choose (B)", "B", True), ("It is (B), a bag", "B", True),
+        ("A bag of apples", "A", False), ("C or D", "C", False), ("C or D", "D", False), ("Cats", "C", False),
+        ("first B, then C", "B", False), ("A, B and D are right", "ABD", True), ("所以选 C。", "C", True),
+        ("so A is right", "A", True),
+    ],
+)  # fmt: skip
+def test_a_choice_letter_without_a_box_counts_as_reached(completion, gold, number):
+    assert grade(completion, gold) == Grade(False, False, number, None)
+
+
 def test_any_text_gets_a_grade_and_correct_implies_formatted_and_number():
     rng = random.Random(0)
     pieces = [r"\boxed", r"\fbox", "{", "}", r"\{", "\\", "$", " ", "7", "-", ".", ",", "%", "^", "C", "\ud800", "是"]

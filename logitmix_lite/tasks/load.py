@@ -169,9 +169,8 @@ def _encode(tokenizer, text: str) -> list[int]:
     read = tokenizer.decode([k for k in ids if k != tokenizer.unk_token_id], clean_up_tokenization_spaces=False)
     lost = _letters(text) - _letters(read)
     if lost:
-        raise ValueError(
-            f"the tokenizer has no token for {' '.join(lost)}: {text[:60]!r} would be read as {read[:60]!r}"
-        )
+        names = " ".join(dict.fromkeys(c for c in text if _letters(c) & lost))
+        raise ValueError(f"the tokenizer has no token for {names}: {text[:60]!r} would be read as {read[:60]!r}")
     return ids
 
 

@@ -15,7 +15,7 @@ from .spelling import normalise
 BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])\s*")
 BRACE = re.compile(r"\\.|[{}]", re.DOTALL)  # an escaped \{ or \} matches the first half, and is skipped
 NUMBER = re.compile(r"(?:(?<![\w)\]}])-)?(?:(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+)")
-LETTER = r"(?<![\w\\'])(?!A (?!(?:and|or|is|are|because)\b))(?!I )\(?[A-J]\)?(?![\w'])"  # not the article, nor the person
+LETTER = r"(?<![\w\\'])(?!A (?!(?:and|or|is|are)\b))(?!I )\(?[A-J]\)?(?![\w'])"  # no article
 LETTERS = re.compile(rf"{LETTER}(?:\s*(?:[,、/&]|and|or|和|或)+\s*{LETTER})*")
 
 
