@@ -247,4 +247,4 @@ def _undone(gold: str, answer: str) -> bool:
 
 def _tiny(text: str) -> list[str]:
     """math-verify compares six digits after the point, to which 10^-20 and 10^-21 are one."""
-    return sorted(re.findall(r"10\^\{(-[0-9]+)\}", text))
+    return sorted(re.findall(r"10\^\{-[0-9]+\}|\.0000[0-9]+", text))

@@ -10,6 +10,7 @@ from functools import lru_cache
 
 RAISED, LOWERED = "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾ⁿⁱ", "₀₁₂₃₄₅₆₇₈₉"
 VULGAR = re.compile("[¼-¾⅐-⅞↉]")
+CIRCLED = re.compile("[①-⑳](?:[、,，和 ]*[①-⑳])*")  # statements that are right: ①③ is a list
 SIGNS = {
     **dict.fromkeys("−–‒—﹣", "-"), **dict.fromkeys("×✕⋅·∙•∗", "*"), **dict.fromkeys("÷∕⁄", "/"), "±": r"\pm ",
     **dict.fromkeys("≤⩽≦", r"\le "), **dict.fromkeys("≥⩾≧", r"\ge "), "≠": r"\ne ", "∞": r"\infty ", "∈": r"\in ",
@@ -69,7 +70,7 @@ RULES = [(re.compile(pattern), new) for pattern, new in [
     (r"(?<=[\w)])_\s*(?:\{\s*(?:\(|base)?\s*(\w+)\s*\)?\s*\}|(\w))", lambda m: f"_{{{m[1] or m[2]}}}"),
     (r"\(\s*([0-9A-F]+)\s*\)(?=_\{)", r"\1"),
     (r"(?<=\d)\s*\(?\s*(?:in\s+)?base\s*(\d+)\s*\)?$", r"_{\1}"),
-    (r"^(-?[0-9.]+)_\{10\}$", r"\1"),
+    (r"^(-?[0-9.]+)_\{10\}$", r"\1"), (r"(?<=^\d|\d\d)(?:st|nd|rd|th)$", ""),
     # words around an answer, and the last period
     (r"(?i)^\W{0,2}(?:the\s+)?(?:(?:final|correct|right|best)\s+)?(?:(?:answer|option|choice)(?![a-z])|答案|选项|故选|应选|选)"
      r"\s*(?:is\b|are\b|为|是)?\s*[:=]?\s*(?=\S)", ""),
@@ -88,6 +89,7 @@ def normalise(text: str) -> str:
         before = text
         text = re.sub(f"[{RAISED}]+", lambda m: f"^{{{unicodedata.normalize('NFKC', m[0])}}}", text)
         text = re.sub(f"[{LOWERED}]+", lambda m: f"_{{{unicodedata.normalize('NFKC', m[0])}}}", text)
+        text = CIRCLED.sub(lambda m: ", ".join(f"({ord(c) - 0x245F})" for c in re.findall("[①-⑳]", m[0])), text)
         text = VULGAR.sub(lambda m: r"\frac{{{}}}{{{}}}".format(*unicodedata.normalize("NFKC", m[0]).split("⁄")), text)
         text = unicodedata.normalize("NFKC", text.translate(TABLE)).translate(TABLE)
         for pattern, new in RULES:
