@@ -3,6 +3,7 @@
 import json
 import random
 import re
+import time
 
 import pytest
 from hypothesis import given, settings
@@ -159,6 +160,16 @@ def test_golds_of_different_problems_do_not_agree_and_the_order_does_not_matter(
 PIECES = r"""\boxed{ } { \frac \ $ \text{ \, \! ^ _ ( ) [ ] , 3 12 345 x no / ½ ² ₂ √ π 、 或 元 € ° % ** = - – +
 or A C e {,}""".split()
 TEXT = st.text(max_size=30) | st.lists(st.sampled_from([*PIECES, " ", "\u0301", "base 5"]), max_size=12).map("".join)
+
+
+def test_no_text_takes_long_to_read():
+    """Repeated pieces are what makes careless patterns take exponential time."""
+    start = time.monotonic()
+    for piece in [*PIECES, "1 ", "A ", "A, ", "(1", "ab ", "km/", "1,234", "1.", "x=", "1;", "{1}", "或", "①", "$1"]:
+        for end in ("@", "", "?!", "C"):
+            for gold in ("7", "C", "ABD"):
+                equal(gold, (piece * 300)[: 300 - len(end)] + end)
+    assert time.monotonic() - start < 20
 
 
 @settings(max_examples=1500, deadline=None)

@@ -18,10 +18,10 @@ BASED = re.compile(r"(-?[0-9A-F]+(?:\.[0-9A-F]+)?)_\{(\d+)\}")
 GREEK = "alpha|beta|gamma|delta|epsilon|theta|lambda|mu|rho|sigma|tau|phi|omega|Gamma|Delta|Theta|Lambda|Sigma|Omega"
 CALLS = "sin|cos|tan|cot|sec|csc|arcsin|arccos|arctan|sinh|cosh|tanh|ln|log|exp|binom|[lr]floor|[lr]ceil"
 MATRIX = r"\\(?:begin|end)\{(?:[pbvBV]?matrix|array|cases)\}(?:\{[lcr|]+\})?"
-TOKEN = re.compile(
-    rf"{MATRIX}|\\\\|\\[{{}}]|\\(?:frac|sqrt|pi|infty|pm|mp|cup|cap|in|le|ge|ne|emptyset|{CALLS}|{GREEK})(?![A-Za-z])"
+FORMULA = re.compile(  # known signs; never tried in another way once they are read, so long texts take no longer
+    rf"(?:{MATRIX}|\\\\|\\[{{}}]|\\(?:frac|sqrt|pi|infty|pm|mp|cup|cap|in|le|ge|ne|emptyset|{CALLS}|{GREEK})(?![A-Za-z])"
     r"|[0-9]+(?:\.[0-9]+)?|\.[0-9]+|(?<![A-Za-z])[A-Za-z]{1,3}(?![A-Za-z])|(?<=[A-Za-z])_\{\w+\}"
-    r"|[-+*/^=<>()\[\]{}|!,&:%°]| "
+    r"|[-+*/^=<>()\[\]{}|!,&:%°]| )++"
 )
 DANGLING = re.compile(
     r"^(?:[*/^=<>,:&!]|\\(?:cup|cap|in|le|ge|ne)\b)|(?:[-+*/^=<>,:]|\\(?:pm|mp|cup|cap|in|le|ge|ne|sqrt|frac|binom))$"
@@ -83,7 +83,7 @@ def readable(text: str) -> bool:
     """Whether all of it is formula: known signs, no operator without its operands, brackets that close."""
     bare = re.sub(r" (?![A-Za-z0-9])", "", text)
     return (
-        re.fullmatch(rf"(?:{TOKEN.pattern})+", text) is not None
+        FORMULA.fullmatch(text) is not None
         and not DANGLING.search(bare)
         and all(sum(map(text.count, a)) == sum(map(text.count, b)) for a, b in ("{}", ("([", ")]")))
         and not re.search(r"[0-9] [0-9]|\^(?!\{)|![0-9A-Za-z]|[0-9)]_", text)
@@ -115,9 +115,8 @@ def _fold(text: str) -> str:
 
 
 def _plain(word: str) -> bool:
-    if len(word) > 2:
-        return word.islower() or word.istitle() or word.isupper()
-    return len(word) == 2 and word.istitle() and word[0].lower() != word[1]
+    mixed = not (word.islower() or word.istitle() or word.isupper())
+    return not mixed if len(word) > 2 else word.istitle() and word[1:] not in ("", word[0].lower())
 
 
 def _split(text: str) -> list[str]:
@@ -205,10 +204,11 @@ def _interval(text: str) -> tuple[str, str] | None:
     low, first, name, second, high = parts
     if (first or second) in (">", r"\ge"):
         low, first, second, high = high, second, first, low
-    marks = {"<": "()", ">": "()", r"\le": "[]", r"\ge": "[]", "": "()"}
-    if first not in marks or second not in marks or first and second and (first in "> \\ge") == (second in "< \\le"):
+    signs = {first, second} - {""}
+    if not (signs <= {"<", r"\le"} or signs <= {">", r"\ge"}):
         return None
-    return name, f"{marks[first][0]}{low or '-' + chr(92) + 'infty'},{high or chr(92) + 'infty'}{marks[second][1]}"
+    opened, closed = "[" if first in (r"\le", r"\ge") else "(", "]" if second in (r"\le", r"\ge") else ")"
+    return name, rf"{opened}{low or '-INF'},{high or 'INF'}{closed}".replace("INF", r"\infty")
 
 
 def _last_side(text: str) -> str:

@@ -14,7 +14,7 @@ NUMBER = re.compile(
 )
 
 CHOICE = re.compile(r"\(?([A-J])(?:\)|(?=[.:,]))[.:)]?,?(.*)|([A-J])", re.DOTALL)  # "(C)", "C. 12 apples", "C"
-CHOICES = re.compile(r"\(?[A-J]\)?(?: ?(?:[,;&]|\band\b|, ?and\b|和|) ?\(?[A-J]\)?)+")  # "A, B and D", "ABD"
+CHOICES = re.compile(r"\(?[A-J]\)?(?:(?: ?(?:, ?and\b|[,;&]|\band\b|和) ?| ?)\(?[A-J]\)?)++")  # "A, B and D", "ABD"
 HEDGE = re.compile(  # another choice among the words after "C.": "or D", ", (D)", "D. 13", "D) 13"
     r"(?:^(?:and\b|[/&和])|\b(?:or|maybe|perhaps|possibly|not)\b|或) ?\(?[A-J]\)? ?(?:[.),:;]|$)"
     r"|(?:^|[ ,;])\([A-J]\)|(?:^|[.,;] ?|\d )[A-J](?::|\.(?! ?$))|[,;] ?[A-J]$|^[^(]*\b[A-J]\)"

@@ -70,7 +70,7 @@ RULES = [(re.compile(pattern), new) for pattern, new in [
     (r"(?<=[\w)])_\s*(?:\{\s*(?:\(|base)?\s*(\w+)\s*\)?\s*\}|(\w))", lambda m: f"_{{{m[1] or m[2]}}}"),
     (r"\(\s*([0-9A-F]+)\s*\)(?=_\{)", r"\1"),
     (r"(?<=\d)\s*\(?\s*(?:in\s+)?base\s*(\d+)\s*\)?$", r"_{\1}"),
-    (r"^(-?[0-9.]+)_\{10\}$", r"\1"), (r"(?<=^\d|\d\d)(?:st|nd|rd|th)$", ""),
+    (r"^(-?[0-9.]+)_\{10\}$", r"\1"), (r"^(\d+)(?:st|nd|rd|th)$", r"\1"),
     # words around an answer, and the last period
     (r"(?i)^\W{0,2}(?:the\s+)?(?:(?:final|correct|right|best)\s+)?(?:(?:answer|option|choice)(?![a-z])|答案|选项|故选|应选|选)"
      r"\s*(?:is\b|are\b|为|是)?\s*[:=]?\s*(?=\S)", ""),
