@@ -27,7 +27,7 @@ def many(name, count, start=0):
 
 
 def write_jsonl(path, rows):
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return str(path)
 
 
@@ -69,6 +69,29 @@ def test_other_rows_that_cannot_be_problems():
     assert "no box" in math(MATH | {"solution": r"It is \boxed{2"})
     assert "####" in gsm8k(GSM | {"answer": "two"})
     assert "four choices" in mmlu(MMLU | {"choices": ["1", "2"]})
+    assert "four choices" in mmlu(MMLU | {"choices": None}) and "four choices" in mmlu(MMLU | {"answer": "E"})
+    assert "none of four" in mmlu(MMLU | {"answer": None}) and "none of four" in mmlu(MMLU | {"answer": 4})
+    assert "####" in gsm8k(GSM | {"answer": None}) and "no solution" in math(MATH | {"solution": None})
+    assert "no solution" in cn_k12(K12 | {"solution": None})
+    for name, field in (("math", "problem"), ("cn_k12", "problem"), ("mmlu", "question"), ("gsm8k", "question")):
+        assert SOURCES[name].problem(ROWS[name] | {field: None}) == "no question"
+        assert SOURCES[name].problem(ROWS[name] | {field: " \n"}) == "no question"
+
+
+def test_answers_of_copies_in_another_type_are_read():
+    for answer in (2, 2.0, "C", "c", "2"):
+        assert mmlu(MMLU | {"answer": answer}) == mmlu(MMLU)
+    for answer in (1200, 1200.0, "1,200", "#### 1,200"):
+        problem = gsm8k(GSM | {"answer": answer})
+        assert problem.answer == "1200" and problem.solution == "The answer is \\boxed{1200}."
+    assert cn_k12(K12 | {"answer": 5.0}).answer == "5"
+
+
+def test_rows_that_cannot_be_used_are_counted_by_reason(tmp_path):
+    rows = many("math", 6) + [row | {"solution": None} for row in many("math", 3, 20)]
+    rows += [row | {"problem": None} for row in many("math", 2, 40)]
+    task = load_task("math", validation=1, test=2, data=write_jsonl(tmp_path / "math.jsonl", rows))
+    assert task.counts == {"kept": 6, "left out: no question": 2, "left out: no solution": 3}
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "parquet", "saved", "folder"])

@@ -1,17 +1,17 @@
-"""Problem sets: right, disjoint, reproducible; errors that say where; prompts and demonstrations as tokens."""
+"""Problem sets: right, disjoint, reproducible; files of your own, and errors that say where."""
 
+import gzip
 import json
 import re
 from functools import partial
 
 import pytest
-from tokenizers import Tokenizer, decoders
-from tokenizers.models import BPE
-from transformers import PreTrainedTokenizerFast
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from logitmix_lite.config import PRESETS, load_preset
 from logitmix_lite.tasks.generated import CHAINS, GENERATED, WORDS, Chain, Problem, chain
-from logitmix_lite.tasks.load import encode_demo, encode_prompt, load_task, normalised
+from logitmix_lite.tasks.load import load_task, normalised
 from logitmix_lite.tasks.rewards import grade
 
 
@@ -105,6 +105,18 @@ def test_jsonl(tmp_path):
         (["[1, 2]"], "line 1: not an object"),
         ([{"question": "a", "answer": [1]}], "line 1: question must be text, and answer text or a number"),
         ([""], "is empty"),
+        ([{"question": " \u200b\n", "answer": 1}], "line 1: no 'question'"),
+        ([{"question": "a", "answer": "  "}], "line 1: no 'answer'"),
+        ([{"question": "a", "answer": 1}, '{"question": "b", "answer": NaN}'], "line 2: the answer is nan, which no"),
+        (['{"question": "a", "answer": -Infinity}'], "line 1: the answer is -inf, which no completion can reach"),
+        ([{"question": "a", "answer": "NaN"}], "line 1: the answer is NaN"),
+        (['{"question": 1.5, "answer": 1}'], "line 1: question must be text"),
+        ([r'{"question": "a", "answer": "\frac{1}{2}"}'], r"as \frac is read in JSON: write \\frac"),
+        ([r'{"question": "a", "answer": 2, "solution": "\boxed{2}"}'], r"solution has the control character '\x08'"),
+        ([r'{"question": "is 2\times 3", "answer": 6}'], r"write \\times"),
+        ([r'{"question": "\right)", "answer": 6}'], r"write \\right"),
+        ([{"question": "a\x00", "answer": 6}], r"line 1: question has the control character '\x00'"),
+        (["[" * 100_000], "line 1: not JSON"),
         ([{"question": "a", "answer": 1}], "has 1 different questions, fewer than 500 for test"),
     ],
 )
@@ -113,6 +125,59 @@ def test_bad_jsonl_says_where_and_what(tmp_path, lines, message):
     with pytest.raises(ValueError, match=re.escape(message)) as error:
         load_task(file)
     assert "bad.jsonl" in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "list.json", "list.json.gz", "object.json", "lines.json"])
+def test_files_of_every_kind_hold_the_same_problems(tmp_path, name):
+    rows = [{"question": f"Q{k}é是?", "answer": f"{k}"} for k in range(9)]
+    text = "\ufeff" + "\r\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
+    if name.startswith(("list", "object")):
+        text = json.dumps({"version": 1, "data": rows} if name.startswith("object") else rows)
+    data = text.encode("utf-8")
+    (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+    task = load_task(str(tmp_path / name), validation=0, test=0)
+    assert sorted(problem.question for problem in task.train) == [row["question"] for row in rows]
+
+
+def test_files_that_are_not_what_they_are_called(tmp_path):
+    for name, data, message in (
+        ("a.jsonl.gz", b"{}", "it is no whole gzip file"),
+        ("b.jsonl.gz", gzip.compress(b"x" * 9999)[:-9], "it is no whole gzip file"),
+        ("c.json", b'{"a": [], "b": []}', "an object with 2 lists"),
+        ("d.json", b'[{"question": "a", "answer": 1}, 3]', "item 2: not an object"),
+        ("e.json", b"[{]", "line 1: not JSON"),
+        ("f.json", b"[]", "is empty"),
+    ):
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(ValueError, match=message) as error:
+            load_task(str(tmp_path / name))
+        assert name in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "written, gold",
+    [("1e-5", "1e-5"), ("0.10", "0.10"), ("91.0", "91"), ("-3", "-3"), ("1E22", "1E22"), ("0.83333", "0.83333")],
+)
+def test_numbers_stay_as_they_are_written(tmp_path, written, gold):
+    file = write(tmp_path / "a.jsonl", f'{{"question": "a", "answer": {written}}}')
+    [problem] = load_task(file, validation=0, test=0).train
+    assert problem.answer == gold and grade(f"\\boxed{{{written}}}", problem.answer).correct
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.text() | st.dictionaries(st.sampled_from(["question", "answer", "solution"]),
+                                st.none() | st.text() | st.floats() | st.integers())
+)  # fmt: skip
+def test_any_row_is_a_problem_or_one_sentence(tmp_path, row):
+    text = row if isinstance(row, str) else json.dumps(row)
+    (tmp_path / "any.jsonl").write_bytes(text.encode("utf-8", "surrogatepass"))
+    try:
+        [problem, *_] = load_task(str(tmp_path / "any.jsonl"), validation=0, test=0).train
+    except ValueError as error:
+        assert "any.jsonl" in str(error)
+    else:
+        assert problem.question.strip() and problem.answer.strip() and "\f" not in problem.question + problem.answer
 
 
 def test_bad_requests(tmp_path, monkeypatch):
@@ -136,7 +201,7 @@ def test_bad_requests(tmp_path, monkeypatch):
 
 def test_where_on_mawps(shared_data):
     file = shared_data / "mawps.jsonl"
-    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
     wanted = {row["question"] for row in rows if row["type"] in ("singleop", "addsub")}
     task = load_task(str(file), train=9999, where={"type": ["singleop", "addsub"]})
     problems = task.train + task.validation + task.test
@@ -144,32 +209,3 @@ def test_where_on_mawps(shared_data):
     assert {problem.question for problem in problems} <= wanted
     assert len({normalised(problem.question) for problem in problems}) == len(problems)
     assert not any(problem.answer.endswith(".0") for problem in problems)
-
-
-CHAT = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}{{ '<assistant>' if add_generation_prompt }}"
-
-
-@pytest.fixture
-def tokenizer():
-    """One token a character, and an end token."""
-    characters = sorted(set(map(chr, range(32, 127))))
-    model = BPE({token: k for k, token in enumerate(["<eos>", *characters])}, merges=[])
-    inner = Tokenizer(model)
-    inner.decoder = decoders.Fuse()
-    return PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="<eos>")
-
-
-def test_prompts_and_demonstrations(tokenizer):
-    problem = Problem("1+2?", "3", "1+2=3; \\boxed{3}")
-    prompt, completion = encode_demo(tokenizer, problem)
-    assert tokenizer.decode(prompt) == "1+2?" and prompt == encode_prompt(tokenizer, "1+2?")
-    assert tokenizer.decode(completion[:-1]) == problem.solution and completion[-1] == tokenizer.eos_token_id
-    _, completion = encode_demo(tokenizer, Problem("1+2?", "3"))
-    assert tokenizer.decode(completion) == "\\boxed{3}<eos>"
-    assert tokenizer.decode(encode_prompt(tokenizer, "1+2?", "Box it.")) == "1+2? Box it."
-
-    tokenizer.chat_template = CHAT
-    prompt, again = encode_demo(tokenizer, problem, "Box it.")
-    assert tokenizer.decode(prompt) == "<user>1+2? Box it.<assistant>" and all(isinstance(k, int) for k in prompt)
-    assert tokenizer.decode(again) == problem.solution + "<eos>"
-    assert tokenizer.decode(encode_prompt(tokenizer, "1+2?")) == "<user>1+2?<assistant>"

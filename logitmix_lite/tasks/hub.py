@@ -2,17 +2,21 @@ r"""MATH, cn_k12, MMLU and GSM8K through `datasets`: from the Hub, or from a cop
 
 A `Source` pins a data set to the fields it is made of and turns a row into a `Problem`, or says why it can't be one."""
 
+from __future__ import annotations
+
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-
-from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
+from typing import TYPE_CHECKING
 
 from .generated import Problem
-from .rewards import boxed
+from .rewards import answer_text, boxed
+
+if TYPE_CHECKING:  # `datasets` loads pandas and much else: only who loads a benchmark should wait for it
+    from datasets import Dataset, DatasetDict
 
 BOX_IT = "Put the final answer in \\boxed{}."
 BOX_THE_LETTER = "Put the letter of the right choice in \\boxed{}."
@@ -34,8 +38,11 @@ class Source:
 
 def math(row: dict) -> Problem | str:
     """The gold answer is the last box of the solution."""
-    answer = boxed(row["solution"])
-    return Problem(row["problem"], answer, row["solution"]) if answer else "no box in the solution"
+    question, solution = _text(row["problem"]), _text(row["solution"])
+    answer = boxed(solution)
+    if not question or not solution:
+        return "no question" if not question else "no solution"
+    return Problem(question, answer, solution) if answer else "no box in the solution"
 
 
 def cn_k12(row: dict) -> Problem | str:
@@ -46,30 +53,39 @@ def cn_k12(row: dict) -> Problem | str:
         return "synthetic"
     if not _yes(row["problem_is_valid"]) or not _yes(row["solution_is_valid"]):
         return "marked as not valid"
-    answer = (row["answer"] or "").strip()
-    if row["question_type"] == "proof" or answer.lower() in ("", "proof", "notfound"):
+    question, answer, solution = _text(row["problem"]), _text(row["answer"]).strip(), _text(row["solution"])
+    if row["question_type"] == "proof" or answer.lower() in ("", "proof", "notfound", "nan"):
         return "a proof, or no answer"
-    solution = row["solution"]
-    return Problem(row["problem"], answer, solution if boxed(solution) else f"{solution}\n\n{_the_answer(answer)}")
+    if not question or not solution:
+        return "no question" if not question else "no solution"
+    return Problem(question, answer, solution if boxed(solution) else f"{solution}\n\n{_the_answer(answer)}")
 
 
 def mmlu(row: dict) -> Problem | str:
-    """Four choices; the answer is the letter of one."""
-    if len(row["choices"]) != 4 or not 0 <= row["answer"] <= 3:
+    """Four choices; the answer is the letter of one, which some copies count from 0 and others write."""
+    question, choices, answer = _text(row["question"]).strip(), row["choices"], _text(row["answer"]).strip().upper()
+    letter = answer if re.fullmatch("[A-D]", answer) else dict(zip("0123", "ABCD", strict=True)).get(answer)
+    if not question:
+        return "no question"
+    if not isinstance(choices, list) or len(choices) != 4 or None in choices:
         return "not four choices"
-    choices = "\n".join(f"{letter}. {choice}" for letter, choice in zip("ABCD", row["choices"], strict=True))
-    letter = "ABCD"[row["answer"]]
-    return Problem(f"{row['question'].strip()}\n{choices}\n", letter, _the_answer(letter))
+    if letter is None:
+        return "the answer is none of four choices"
+    choices = "\n".join(f"{letter}. {choice}" for letter, choice in zip("ABCD", choices, strict=True))
+    return Problem(f"{question}\n{choices}\n", letter, _the_answer(letter))
 
 
 def gsm8k(row: dict) -> Problem | str:
-    """The gold answer follows ####; the calculator's notes, <<3*4=12>>, are left out of the solution."""
-    working, mark, answer = row["answer"].rpartition("####")
+    """The gold answer follows ####, or is all there is; the calculator's notes, <<3*4=12>>, are left out."""
+    question, text = _text(row["question"]), _text(row["answer"])
+    working, mark, answer = text.rpartition("####")
     answer = answer.strip().replace(",", "")
-    if not mark or not answer:
+    if not question:
+        return "no question"
+    if not answer or not mark and not re.fullmatch(r"-?\$?[0-9]*\.?[0-9]+", answer):
         return "no #### answer"
     working = re.sub(r"<<[^<>]*>>", "", working).strip()
-    return Problem(row["question"], answer, f"{working}\n{_the_answer(answer)}")
+    return Problem(question, answer, f"{working}\n{_the_answer(answer)}".lstrip())
 
 
 SOURCES = {
@@ -132,6 +148,8 @@ def load_rows(name: str, data: str | Path | None = None, seed: int = 0) -> tuple
 
 
 def _from_hub(name: str, source: Source) -> DatasetDict:
+    from datasets import DatasetDict, load_dataset
+
     try:
         wanted = [split for split in (source.train, source.test) if split]
         return DatasetDict(zip(wanted, load_dataset(source.hub, source.config, split=wanted), strict=True))
@@ -143,6 +161,8 @@ def _from_hub(name: str, source: Source) -> DatasetDict:
 
 
 def _from_disk(path: Path) -> DatasetDict:
+    from datasets import DatasetDict, load_dataset, load_from_disk
+
     if not path.exists():
         raise ValueError(f"no copy of the data at {path}")
     try:
@@ -156,6 +176,11 @@ def _from_disk(path: Path) -> DatasetDict:
     except Exception as error:  # datasets raises many kinds, most of them for a file that is not what its name says
         raise ValueError(f"can't read {path}: {str(error).strip().splitlines()[0]}") from None
     return found if isinstance(found, DatasetDict) else DatasetDict(train=found)
+
+
+def _text(value) -> str:
+    """A field as text: "" of what is missing or blank, 3 of 3.0."""
+    return "" if value is None or not str(value).strip() else value if isinstance(value, str) else answer_text(value)
 
 
 def _the_answer(answer: str) -> str:

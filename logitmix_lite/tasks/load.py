@@ -1,18 +1,20 @@
 r"""Named problem sets, split into train, validation and test, and how a problem becomes tokens.
 
 `chain` and `words` are generated, so there is no end of them and nothing to download; `math`, `cn_k12`, `mmlu` and
-`gsm8k` are data sets of the Hub; a path to a .jsonl file loads your own problems. No two sets share a question."""
+`gsm8k` are data sets of the Hub; the path of a .jsonl or .json file loads your own problems. No two sets share a
+question."""
 
-import json
 import random
+import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
+from .files import SUFFIXES, read_problems
 from .generated import CHAINS, GENERATED, Problem
 from .hub import BOX_IT, SOURCES, load_rows
-from .rewards import answer_text
 
 
 @dataclass(frozen=True)
@@ -39,8 +41,8 @@ def load_task(
     where: dict | None = None,
     data: str | Path | None = None,
 ) -> Task:
-    """A generated task (chain, words, ...), a benchmark (math, cn_k12, mmlu, gsm8k), or a .jsonl file with the fields
-    question, answer and, optionally, solution.
+    """A generated task (chain, words, ...), a benchmark (math, cn_k12, mmlu, gsm8k), or a .jsonl or .json file with the
+    fields question, answer and, optionally, solution.
 
     train, validation, test: how many problems; there may be fewer for train, except of generated ones. A larger train
     changes neither of the others. where: rows of a file to use, as {field: [values]}. data: a copy on disk of a
@@ -48,7 +50,7 @@ def load_task(
     Raises ValueError for a name that is not known and for data that can't be used."""
     if min(train, validation, test) < 0:
         raise ValueError(f"the sizes of a task can't be negative: train {train}, validation {validation}, test {test}")
-    file = str(name).endswith(".jsonl")
+    file = str(name).endswith(SUFFIXES)
     if not file and name not in GENERATED and name not in SOURCES:
         raise ValueError(f"no task {name!r}: use {', '.join([*GENERATED, *SOURCES])} or the path of a .jsonl file")
     if where and not file:
@@ -58,7 +60,7 @@ def load_task(
     rng, counts = random.Random(f"{Path(name).name} {seed}"), {}
     instruction = SOURCES[name].instruction if name in SOURCES else "" if name in CHAINS else BOX_IT
     if file:
-        problems = read_jsonl(name, where)
+        problems = list(distinct(read_problems(name, where)))
         rng.shuffle(problems)
     elif name in GENERATED:
         problems = _draw(name, rng, test + validation + train)
@@ -116,58 +118,70 @@ def normalised(question: str) -> str:
     return " ".join(question.lower().split())
 
 
-def read_jsonl(path: str | Path, where: dict | None = None) -> list[Problem]:
-    """Problems of a JSONL file, each question once. Raises ValueError with file, line and what is wrong there."""
-    try:
-        lines = Path(path).read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"can't read {path}: {getattr(error, 'strerror', None) or 'it is not UTF-8 text'}") from None
-    rows = []
-    for number, line in enumerate(lines, 1):
-        if line.strip():
-            try:
-                rows.append((row := json.loads(line), _problem(row)))
-            except ValueError as error:  # json.JSONDecodeError is one too
-                what = f"not JSON ({error})" if isinstance(error, json.JSONDecodeError) else error
-                raise ValueError(f"{path} line {number}: {what}") from None
-    if not rows:
-        raise ValueError(f"{path} is empty")
-    for name, values in (where or {}).items():
-        values = [str(value) for value in ([values] if isinstance(values, str) else values)]
-        have = sorted({str(row[name]) for row, _ in rows if name in row})
-        if not have:
-            raise ValueError(f"no row of {path} has the field {name!r}")
-        rows = [(row, problem) for row, problem in rows if name in row and str(row[name]) in values]
-        if not rows:
-            raise ValueError(f"no row of {path} has {name} {' or '.join(values)}; there is {', '.join(have[:10])}")
-    return list(distinct(problem for _, problem in rows))
-
-
-def _problem(row: dict) -> Problem:
-    if not isinstance(row, dict):
-        raise ValueError("not an object with fields")
-    for name in ("question", "answer"):
-        if row.get(name) in (None, ""):
-            raise ValueError(f"no {name!r}")
-    question, answer, solution = row["question"], row["answer"], row.get("solution")
-    if not isinstance(question, str) or isinstance(answer, bool) or not isinstance(answer, str | int | float):
-        raise ValueError("question must be text, and answer text or a number")
-    if not isinstance(solution, str | None):
-        raise ValueError("solution must be text")
-    return Problem(question, answer_text(answer), solution)
-
-
 def encode_prompt(tokenizer, question: str, instruction: str = "") -> list[int]:
-    """Token ids of the prompt: a user's turn where the tokenizer has a chat template, else the plain text."""
+    """Token ids of the prompt: a user's turn where the tokenizer has a chat template, else the plain text, after the
+    beginning token where the tokenizer adds one (Gemma, Llama, Mistral).
+
+    Raises ValueError, naming them, if characters of the question would be lost."""
     text = f"{question} {instruction}" if instruction else question
+    plain = _encode(tokenizer, text)
+    if not tokenizer.chat_template:
+        begins = tokenizer.bos_token_id is not None and tokenizer(text)["input_ids"][:1] == [tokenizer.bos_token_id]
+        return [tokenizer.bos_token_id, *plain] if begins else plain
+    turn = [{"role": "user", "content": text}]
+    shown = _render(tokenizer, turn, add_generation_prompt=True)
+    if _letters(text) - _letters(shown):
+        raise ValueError(f"the chat template loses the question {question[:60]!r}: does it want a list of parts?")
+    return tokenizer(shown, add_special_tokens=False)["input_ids"]
+
+
+def encode_demo(
+    tokenizer, problem: Problem, instruction: str = "", end: int | None = None
+) -> tuple[list[int], list[int]]:
+    """Token ids of the prompt, and of the completion to learn: the solution (or just the box), then the end token.
+
+    end: the id that ends a turn, the first of `end_tokens`; the tokenizer's own without it. Raises ValueError if there
+    is none, or if characters would be lost."""
+    end = tokenizer.eos_token_id if end is None else end
+    if end is None:
+        raise ValueError("the tokenizer has no end token, so a demonstration would never end: give `end`, a token's id")
+    completion = _encode(tokenizer, problem.solution or f"\\boxed{{{problem.answer}}}")
+    return encode_prompt(tokenizer, problem.question, instruction), [*completion, end]
+
+
+def end_tokens(tokenizer, generation_eos: int | list[int] | None = None) -> list[int]:
+    """All ids that end a turn; a demonstration should end with the first. Empty if none is known.
+
+    They are the one that the chat template writes after an answer, the tokenizer's, and those of a generation_config,
+    which often knows more (Gemma, Phi and Qwen end turns and texts with different tokens)."""
+    others = generation_eos if isinstance(generation_eos, list | tuple) else [generation_eos]
+    found = [tokenizer.eos_token_id, *others]
     if tokenizer.chat_template:
-        turn = [{"role": "user", "content": text}]
-        return list(tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=True, return_dict=False))
-    return tokenizer(text, add_special_tokens=False)["input_ids"]
+        turns = [{"role": "user", "content": "1+1?"}, {"role": "assistant", "content": (answer := "two,2,zwei")}]
+        _, _, after = _render(tokenizer, turns).rpartition(answer)
+        special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
+        found = [k for k in tokenizer(after, add_special_tokens=False)["input_ids"] if k in special][:1] + found
+    return list(dict.fromkeys(k for k in found if k is not None))
 
 
-def encode_demo(tokenizer, problem: Problem, instruction: str = "") -> tuple[list[int], list[int]]:
-    """Token ids of the prompt, and of the completion to learn: the solution (or just the box), then the end token."""
-    text = problem.solution or f"\\boxed{{{problem.answer}}}"
-    completion = tokenizer(text, add_special_tokens=False)["input_ids"]
-    return encode_prompt(tokenizer, problem.question, instruction), [*completion, tokenizer.eos_token_id]
+def _encode(tokenizer, text: str) -> list[int]:
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    read = tokenizer.decode([k for k in ids if k != tokenizer.unk_token_id], clean_up_tokenization_spaces=False)
+    lost = _letters(text) - _letters(read)
+    if lost:
+        names = " ".join(dict.fromkeys(c for c in text if _letters(c) & lost))
+        raise ValueError(f"the tokenizer has no token for {names}: {text[:60]!r} would be read as {read[:60]!r}")
+    return ids
+
+
+def _letters(text: str) -> Counter:
+    """Its characters without case, accents, spaces and what can't be seen: what tokenizers may normalise away."""
+    plain = unicodedata.normalize("NFKD", text).casefold()
+    return Counter(c for c in plain if unicodedata.category(c) != "Mn" and unicodedata.category(c)[0] not in "CZ")
+
+
+def _render(tokenizer, turns: list[dict], **options) -> str:
+    try:
+        return tokenizer.apply_chat_template(turns, tokenize=False, **options)
+    except Exception as error:  # jinja2 raises many kinds
+        raise ValueError(f"the tokenizer's chat template can't be used: {str(error).strip() or error!r}") from None

@@ -1,7 +1,8 @@
 """Grading speed, and a fuzz: `python tests/benchmarks/grading.py [--count 10000] [--fuzz 20000] [--seed 0]`.
 
 Speed: completions such as models write, a third of them with answers that only math-verify can compare, graded by
-`grade_all` and, as the peer, by math-verify alone in the same process. The fuzz grades mutated answers and random
+`grade_all` and, as the peer, by math-verify alone in the same process; then answers that are numbers, which no helper
+process sees, one by one. The fuzz grades mutated answers and random
 strings, and reports the slowest and whatever raised."""
 
 import argparse
@@ -29,6 +30,7 @@ ANSWERS = [
 ]
 FORMULAS = [r"\frac{%d}{7}x+1", r"%d\sqrt{3}", r"(%d, \frac{\pi}{4})", r"x^2+%dx"]
 TEXTS = ["The answer is \\boxed{%s}.", "So $x = 3 + 4 = 7$ and then \\[\\boxed{%s}\\]", "I think it is %s."]
+NUMBERS = ["%d", "%d", "%d.0", r"\$%d", "%d apples", "12 + %d"]
 PIECES = [
     r"\boxed{",
     r"\frac{",
@@ -94,6 +96,12 @@ def main() -> None:
     peer = (time.perf_counter() - start) * args.count / share
     print(f"{args.count} completions: {ours:.1f} s, {args.count / ours:.0f} a second; math-verify alone {peer:.1f} s; "
           f"ratio {peer / ours:.1f}; failed comparisons: {sum(g.failed for g in grades)}")  # fmt: skip
+
+    texts = [f"13+7=20;20-4=16; \\boxed{{{box % rng.randrange(-50, 99)}}}" for box in NUMBERS for _ in range(1000)]
+    start = time.perf_counter()
+    for text in texts:
+        grade(text, "16")
+    print(f"{len(texts)} boxed numbers: {(time.perf_counter() - start) / len(texts) * 1e6:.0f} microseconds each")
 
     slowest, failed, raised = (0.0, ""), 0, []
     for _ in tqdm(range(args.fuzz), desc="fuzz"):
