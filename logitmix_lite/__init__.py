@@ -20,7 +20,7 @@ HOMES = {  # of the public names: the module that defines them
     "rollout": ["rollout"],
     "tasks.load": ["load_task"],
     "tasks.rewards": ["boxed", "grade"],
-    "train": ["train"],
+    "recipe": ["train"],
 }
 HOME = {name: module for module, names in HOMES.items() for name in names}
 __all__ = sorted(HOME)

@@ -143,7 +143,7 @@ def run_train(args) -> None:
     check_flags(args.method, alpha=args.alpha, beta=args.beta, anchor=args.anchor, offset=args.offset, scale=args.scale)
     preset = chosen_preset(args)
     from .ranks import Ranks
-    from .train import train
+    from .recipe import train
 
     last = train(preset, args.method, args.out, seed=args.seed, init=args.init, resume=args.resume)
     Ranks().print(f"accuracy {last['accuracy']:.3f} on {args.out}; model in {Path(args.out) / 'final'}")

@@ -15,7 +15,7 @@ from .rollout import rollout
 from .stats import interval, mean_interval, pass_at
 from .tasks.generated import Problem
 from .tasks.hub import SOURCES
-from .tasks.load import encode_prompt
+from .tasks.load import encode_prompt, end_tokens
 from .tasks.rewards import Grade, equal, grade_all
 
 
@@ -97,16 +97,19 @@ def majority_vote(group: Sequence[Grade]) -> bool:
 
 def evaluate(
     policy, tokenizer, problems: Sequence[Problem], *, instruction="", max_new_tokens=64, batch=100, temperature=0.0,
-    samples=1, seed=0,
+    samples=1, seed=0, prompts: Sequence[Sequence[int]] | None = None, ends: Sequence[int] | None = None,
 ) -> Evaluation:  # fmt: skip
     """Decode each problem with a Mixture or any causal language model (once and greedily by default) and grade it.
 
-    Problems are decoded in order of length, `batch` completions at a time; the result is in the order given."""
+    prompts: token ids of the problems, where they are known already. ends: ids that end an answer, default those of the
+    tokenizer, its template and the model. Problems are decoded in order of length, `batch` completions at a time; the
+    result is in the order given."""
     if not problems:
         raise ValueError("no problems to evaluate")
     if samples > 1 and temperature == 0:
         raise ValueError("several samples of greedy decoding are all the same: set a temperature above 0")
-    prompts = [encode_prompt(tokenizer, p.question, instruction) for p in problems]
+    prompts = prompts or [encode_prompt(tokenizer, p.question, instruction) for p in problems]
+    ends = ends or end_tokens(tokenizer, policy.generation_config.eos_token_id)
     order = sorted(range(len(problems)), key=lambda k: len(prompts[k]))
     found, size = {}, max(1, batch // samples)
     chunks = [order[start : start + size] for start in range(0, len(order), size)]
@@ -114,7 +117,7 @@ def evaluate(
     for number, chunk in enumerate(bar):
         rollouts = rollout(
             policy, [prompts[k] for k in chunk], samples=samples, max_new_tokens=max_new_tokens,
-            temperature=temperature, seed=[seed, number], eos=tokenizer.eos_token_id, pad=tokenizer.pad_token_id,
+            temperature=temperature, seed=[seed, number], eos=ends, pad=tokenizer.pad_token_id,
         )  # fmt: skip
         rows = zip(rollouts.texts(tokenizer), rollouts.mask.sum(-1).tolist(), rollouts.truncated.tolist(), strict=True)
         found |= {chunk[i // samples] * samples + i % samples: row for i, row in enumerate(rows)}

@@ -9,12 +9,14 @@ from functools import partial
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .fast import lora
 from .fast.cache import MixtureCache
 from .grpo import in_chunks, mixed_logprobs
 from .mixing import RULES, pair_weights
 
+ATTENTION = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 ONE_PRODUCT = 2**24  # numbers in the members' output matrices together, up to which one product is faster than several
 
 
@@ -100,10 +102,18 @@ class MixedPolicy:
     def _member(self, k: int):
         """Within the block, the k-th member's model is the k-th policy, as it must be for a gradient."""
         with ExitStack() as stack:
-            policy = partial(lora.active, self.models[k], self.adapters[k]) if self.adapters else ExitStack
-            stack.enter_context(policy())
+            stack.enter_context(self._policy(k))
             if self.recompute and torch.is_grad_enabled():
-                stack.enter_context(lora.recomputed(self.models[k], policy))
+                stack.enter_context(lora.recomputed(self.models[k], partial(self._policy, k)))
+            yield
+
+    @contextmanager
+    def _policy(self, k: int):
+        with ExitStack() as stack:
+            if self.adapters:
+                stack.enter_context(lora.active(self.models[k], self.adapters[k]))
+            if self.models[k].device.type == "cuda":  # cuDNN's gradient is nan where padding sees nothing at all
+                stack.enter_context(sdpa_kernel(ATTENTION))
             yield
 
     @contextmanager

@@ -2,22 +2,16 @@
 
 import json
 import os
-import warnings
-from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
-from transformers.utils import logging
 
 from .hf import Mixture, MixtureConfig, lacks_tokenizer
 from .runs import fingerprint
-
-logging.disable_progress_bar()  # one for each file loaded or saved says little; downloads keep theirs
-# PEFT still asks for it by its old name
-warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+from .train import trainable
 
 DATA = Path(__file__).resolve().parents[1] / "data"
 HOME = Path(os.environ.get("LOGITMIX_HOME", Path.home() / ".cache" / "logitmix_lite"))
@@ -178,28 +172,10 @@ def save_policy(model: PreTrainedModel | PeftModel, folder: Path, base: str) -> 
         model.save_pretrained(folder)
 
 
-def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters that get a gradient, by name."""
-    return {name: p for name, p in model.named_parameters() if p.requires_grad}
-
-
 def check_precision(model: nn.Module) -> None:
     """Raise ValueError where what is trained has 16 bits."""
     if any(p.dtype.itemsize < 4 for p in trainable(model).values()):
         raise ValueError("small updates vanish in 16-bit weights: add --dtype float32, or a --lora-rank")
-
-
-def loss_scale(model: PreTrainedModel) -> float:
-    """What to multiply a loss by before its backward pass. In float16 small gradients would round to 0."""
-    return 2.0**12 if model.config.dtype == torch.float16 else 1.0
-
-
-def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float, scale: float = 1.0) -> torch.Tensor:
-    """Divide gradients by the loss's scale, then shorten them together to `max_norm`; returns the norm before that."""
-    parameters = [p for p in parameters if p.grad is not None]
-    if scale != 1:
-        torch._foreach_div_([p.grad for p in parameters], scale)
-    return torch.nn.utils.clip_grad_norm_(parameters, max_norm)
 
 
 def frozen_fingerprint(model: nn.Module) -> str:

@@ -1,6 +1,9 @@
-"""Who sets alpha between steps: nobody (algorithm 1), or the validation problems (algorithm 2)."""
+"""Who sets alpha between steps: nobody (algorithm 1), or the validation problems (algorithm 2).
 
-from collections.abc import Sequence
+A schedule is any class with an `alpha`, a classmethod `of(settings)`, and `after_step(step, solved)`, which may set
+alpha for the next step. methods.py gives it a name."""
+
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import exp
 from statistics import fmean
@@ -17,12 +20,19 @@ class Fixed:
         """The schedule that a run's settings ask for."""
         return cls(settings.alpha)
 
+    def after_step(self, step: int, solved: Callable[[str], Sequence[bool]]) -> dict[str, float]:
+        """Set alpha for step `step` + 1; returns what goes into the metrics of step `step` (from 1).
+
+        solved("mixture"), solved("theta"): which validation problems each solves now, by greedy decodes, if asked."""
+        return {}
+
 
 @dataclass
 class Adaptive:
     """Algorithm 2: alpha follows how much mixing gains over theta alone on held-out validation problems.
 
-    offset, scale: m0 and tau of equation 9. smoothing: eta, the share of the new value; 1 is the paper's case."""
+    offset, scale: m0 and tau of equation 9. smoothing: eta, the share of the new value. The paper's text has lost their
+    values: these are our reading, and eta = 1 is its case without smoothing."""
 
     alpha: float
     offset: float = 0.5
@@ -34,16 +44,20 @@ class Adaptive:
         """The schedule that a run's settings ask for."""
         return cls(settings.alpha, settings.offset, settings.scale, settings.smoothing)
 
+    def after_step(self, step: int, solved: Callable[[str], Sequence[bool]]) -> dict[str, float]:
+        """Equations 7 to 9, on the policies as they are after the step."""
+        return self.update(solved("mixture"), solved("theta"))
+
     def update(self, mixed: Sequence[bool], theta: Sequence[bool]) -> dict[str, float]:
         """Set alpha from the correctness of greedy decodes of the same problems by the mixture and by theta alone.
 
         Equation 8: gain, the share that only the mixture solves; forgetting, the share that only theta solves.
-        Equation 9: `alpha = sigmoid((gain - forgetting - m0) / tau)`. Returns alpha, gain and forgetting."""
+        Equation 9, as we read it: `alpha = sigmoid((gain - forgetting - m0) / tau)`. Returns gain and forgetting."""
         pairs = list(zip(mixed, theta, strict=True))
         gain, forgetting = fmean(bool(m and not t) for m, t in pairs), fmean(bool(t and not m) for m, t in pairs)
         target = sigmoid((gain - forgetting - self.offset) / self.scale)
         self.alpha = (1 - self.smoothing) * self.alpha + self.smoothing * target
-        return {"alpha": self.alpha, "gain": gain, "forgetting": forgetting}
+        return {"gain": gain, "forgetting": forgetting}
 
 
 def sigmoid(x: float) -> float:

@@ -12,17 +12,15 @@ from .hf import Mixture
 from .models import (
     add_lora,
     check_precision,
-    clip_gradients,
     load_model,
     load_tokenizer,
-    loss_scale,
     save_policy,
-    trainable,
 )
 from .ranks import Ranks
 from .rollout import completion_logprobs, pad_rows, token_batches
 from .runs import Run, batch_indices
 from .tasks.load import encode_demo
+from .train import clip_gradients, loss_scale, trainable
 
 
 def sft(preset: Preset | str, out: str | Path, seed: int = 0, resume: bool = False) -> Path:

@@ -1,69 +1,180 @@
-"""A run of RL: algorithm 1, algorithm 2 and the baselines differ only in the `Method` that they run under."""
+"""One step of training, for all methods: sample, reward, advantages, ascend, and let the schedule set alpha.
 
-from dataclasses import asdict, replace
-from pathlib import Path
+The methods differ in the mixture (its members, weights and rule), in the schedule, and in beta; nothing here asks which
+of them is running."""
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from math import isfinite
 
 import torch
+from torch import Tensor, nn
 
-from .config import Preset, check, load_preset
-from .methods import named
-from .models import average_with_base, check_precision, frozen_fingerprint, load_tokenizer, make_mixture
-from .ranks import Ranks
-from .rollout import check_prompts
-from .runs import Run
-from .schedules import Fixed
-from .tasks.load import encode_prompt
-from .trainer import Trainer
+from .grpo import group_advantages, grpo_loss, kl_k3, sequence_mean
+from .hf import Mixture
+from .rollout import Rollouts, completion_logprobs, rollout, token_batches
+from .tasks.rewards import grade_all
 
 
-def train(
-    preset: Preset | str, method: str, out: str | Path, *, seed: int = 0, init: str | None = None, resume: bool = False
-) -> dict:
-    """Train theta on `preset.task` and write a run to `out`; returns the last line of its metrics.
+class Trainer:
+    """A mixture whose first member, theta, learns. `step` is algorithm 1 and, under an adaptive schedule, algorithm 2.
 
-    method: one of METHODS. init: where theta starts, if not where the method has it: "base", "anchor", "average" (of
-    their weights), or a path.
-    resume: go on from the checkpoint in `out`; the result is, on a CPU bit for bit, that of a run never interrupted.
-    Raises ValueError for settings that cannot work, before anything is written."""
-    how = named(method)
-    preset = replace(load_preset(preset) if isinstance(preset, str) else preset, **how.settings)
-    check(preset)
-    if preset.temperature == 0:
-        raise ValueError("GRPO learns from differences between samples: temperature must be positive")
-    if seed < 0:
-        raise ValueError(f"seed must not be negative, got {seed}")
-    ranks = Ranks()
-    schedule, beta = how.schedule.of(preset) if how.mixes else Fixed(0.0), preset.beta if how.kl else 0.0
-    ranks.share(range(preset.prompts))  # can they be shared evenly?
-    task, tokenizer = preset.problems(), load_tokenizer(preset.base)
-    torch.manual_seed(seed)  # a LoRA adapter's random start
-    init = init or how.init
-    mixture = make_mixture(
-        preset.anchor if init in ("anchor", "average") else init,
-        preset.anchor if how.mixes or how.kl else None,
-        preset.base,
-        schedule.alpha,
-        how.rule,
-        rank=preset.lora_rank,
-        scale=preset.lora_alpha,
-        blocks=preset.lora_blocks,
-        dtype=preset.dtype,
-    )
-    if init == "average":
-        average_with_base(mixture, preset.base)
-    if preset.checkpoint_activations:
-        mixture.gradient_checkpointing_enable()
-    frozen = frozen_fingerprint(mixture)
-    check_precision(mixture)
-    prompts = [encode_prompt(tokenizer, p.question, task.instruction) for p in task.train + task.validation + task.test]
-    check_prompts(mixture, prompts, preset.max_new_tokens)
-    settings = asdict(preset)
-    config = {"command": "train", "preset": settings.pop("name"), "method": method, "seed": seed, "init": init}
-    config |= settings | {"frozen": frozen} | ({"rows": task.counts} if task.counts else {})
-    run = Run(out, config, resume, ranks.main)
-    ranks.wait()
-    try:
-        return Trainer(mixture, tokenizer, task, preset, schedule, beta, seed, run, ranks).run()
-    except KeyboardInterrupt:
-        ranks.print(f"\nStopped. {out} has all steps to its last checkpoint: --resume, in the same command, goes on.")
-        raise
+    settings: the numbers of a run, such as a `config.Preset`. schedule: sets alpha after each step. beta: weight of the
+    KL term to ref, 0 for none. ends: ids that end a completion. solved: for the schedule, see `schedules.Fixed`. ranks:
+    this process among those of the run; each samples and trains its share of the prompts."""
+
+    def __init__(
+        self, mixture: Mixture, tokenizer, settings, schedule, *, beta: float, seed: int, ends: Sequence[int],
+        solved: Callable[[str], Sequence[bool]], ranks,
+    ):  # fmt: skip
+        self.mixture, self.tokenizer, self.settings, self.schedule = mixture, tokenizer, settings, schedule
+        self.beta, self.seed, self.ends, self.solved, self.ranks = beta, seed, list(ends), solved, ranks
+        self.parameters, self.scale = trainable(mixture), loss_scale(mixture)
+        self.optimizer = torch.optim.AdamW(self.parameters.values(), lr=settings.lr, weight_decay=0)
+
+    def set_alpha(self, alpha: float) -> None:
+        """The schedule's alpha, and the mixture's where there is a ref to mix with."""
+        self.schedule.alpha = alpha
+        if len(self.mixture.weights) == 2:
+            self.mixture.alpha = alpha
+
+    def step(self, number: int, prompts: Sequence[Sequence[int]], answers: Sequence[str]) -> dict:
+        """Algorithm 1 on some prompts (token ids) and their right answers, shared among the ranks; returns metrics.
+
+        number: of the step, from 1; with the seed it decides the samples."""
+        settings, alpha = self.settings, self.schedule.alpha
+        prompts, answers = self.ranks.share(prompts), self.ranks.share(answers)
+        rollouts = self.rollout(number, prompts, settings.samples)
+        grades = grade_all(rollouts.texts(self.tokenizer), [a for a in answers for _ in range(settings.samples)])
+        rewards = torch.tensor([float(g.correct) for g in grades], device=rollouts.logps.device)
+        advantages = group_advantages(rewards.view(-1, settings.samples))
+        right, boxed, number_right, logps, equal, truncated, tokens, failed = self.ranks.sum(
+            rewards.sum().item(), sum(g.formatted for g in grades), sum(g.number for g in grades),
+            rollouts.logps.sum().item(), (advantages == 0).all(-1).sum().item(), rollouts.truncated.sum().item(),
+            rollouts.mask.sum().item(), sum(g.failed for g in grades),
+        )  # fmt: skip
+        groups = len(prompts) * self.ranks.count
+        total = groups * settings.samples
+        metrics = {
+            "reward": right / total,
+            "format_rate": boxed / total,
+            "number_rate": number_right / total,
+            "alpha": alpha,
+            # minus the mean log-prob of what was sampled estimates the entropy without bias, from tokens in hand
+            "entropy": -logps / tokens,
+            "frac_reward_zero_std": equal / groups,
+            "truncated": truncated / total,
+            "length": tokens / total,
+            "tokens": int(tokens),
+            "failed_comparisons": int(failed),
+        }
+        metrics |= self.update(rollouts, advantages.flatten())
+        began = time.perf_counter()
+        if found := self.schedule.after_step(number, self.solved):
+            metrics |= found | {"adapt_seconds": round(time.perf_counter() - began, 3)}
+        self.set_alpha(self.schedule.alpha)
+        return metrics
+
+    def rollout(self, number: int, prompts: Sequence[Sequence[int]], samples: int) -> Rollouts:
+        """Completions of this rank's prompts, the same as if one process had sampled those of all ranks."""
+        return rollout(
+            self.mixture, prompts, samples=samples, seed=[self.seed, number], eos=self.ends,
+            max_new_tokens=self.settings.max_new_tokens, temperature=self.settings.temperature,
+            pad=self.tokenizer.pad_token_id, keep=self.settings.keep_ref_states,
+            skip=self.ranks.rank * len(prompts) * samples,
+        )  # fmt: skip
+
+    def update(self, rollouts: Rollouts, advantages: Tensor) -> dict:
+        """`settings.epochs` optimiser steps on one batch of rollouts. Microbatches sum to the loss of the whole batch.
+
+        A step whose loss or gradient is not finite is skipped, and counted in the metrics."""
+        # Without KL, completions of zero advantage have zero gradient: they count in the mean and cost no compute.
+        used = torch.arange(len(advantages), device=advantages.device)
+        used = used if self.beta else advantages.nonzero().squeeze(-1)
+        batches = self.microbatches(rollouts, used)
+        ref_logp = self.reference_logprobs(rollouts, batches) if self.beta else None
+        [tokens] = self.ranks.sum(rollouts.mask[used].sum().item())
+        if tokens == 0:  # nothing to learn from; still compare the trainer's log-probs with the sampler's
+            with torch.no_grad():
+                gap = (self.logprobs(rollouts, torch.arange(1, device=used.device)) - rollouts.logps[:1]).abs().max()
+            return {"loss": 0.0, "kl": None, "grad_norm": None, "clip_fraction": 0.0, "skipped": 0,
+                    "logp_gap": self.ranks.max(gap.item())}  # fmt: skip
+        metrics, skipped = {}, 0
+        for epoch in range(self.settings.epochs):
+            sums, gap = torch.zeros(3, dtype=torch.float64), 0.0
+            for rows in batches:
+                loss, kl, clipped, apart = self.loss(rollouts, advantages, rows, ref_logp)
+                if loss.requires_grad:  # at alpha = 1 the policy is ref, and theta gets no gradient
+                    (self.scale * loss).backward()
+                sums += torch.tensor([loss.item(), kl, clipped / tokens], dtype=torch.float64)
+                gap = max(gap, apart)
+            self.ranks.sum_gradients(self.parameters.values())
+            loss, kl, clipped = self.ranks.sum(*sums.tolist())
+            norm = clip_gradients(self.parameters.values(), self.settings.max_grad_norm, self.scale).item()
+            if isfinite(loss) and isfinite(norm):
+                self.optimizer.step()
+            else:
+                skipped += 1
+            self.optimizer.zero_grad()
+            if epoch == 0:  # theta is still the policy that sampled
+                metrics = {"loss": loss, "kl": kl if self.beta else None, "grad_norm": norm}
+                metrics["logp_gap"] = self.ranks.max(gap)
+        return metrics | {"clip_fraction": clipped, "skipped": skipped}
+
+    def loss(self, rollouts: Rollouts, advantages: Tensor, rows: Tensor, ref_logp: Tensor | None):
+        """Equation 6 of some completions, as their share of the whole batch's, plus beta times the KL to ref.
+
+        Returns it, the KL's share, the number of tokens where the clip acts, and the largest difference between the
+        sampler's and the trainer's log-probs."""
+        logp, old, mask = self.logprobs(rollouts, rows), rollouts.logps[rows], rollouts.mask[rows]
+        total, clip = len(advantages) * self.ranks.count, self.settings.clip
+        loss, kl = grpo_loss(logp, old, advantages[rows], mask, clip) * len(rows) / total, 0.0
+        if self.beta:
+            k3 = sequence_mean(kl_k3(logp, ref_logp[rows]), mask).sum() / total
+            loss, kl = loss + self.beta * k3, k3.item()
+        with torch.no_grad():
+            moved = (logp - old).exp() - 1
+            acts = (moved * advantages[rows].sign()[:, None] > clip) & mask.bool()
+            return loss, kl, acts.sum().item(), (logp - old).abs().max().item()
+
+    def microbatches(self, rollouts: Rollouts, used: Tensor) -> list[Tensor]:
+        """The completions `used`, in parts of about `settings.microbatch_tokens`."""
+        prompts = rollouts.prompt_mask.sum(-1)[used // rollouts.samples]
+        lengths = (prompts + rollouts.mask[used].sum(-1)).tolist()
+        return [used[rows] for rows in token_batches(lengths, self.settings.microbatch_tokens)]
+
+    def logprobs(self, rollouts: Rollouts, rows: Tensor) -> Tensor:
+        """The training pass over some of the completions, `[n, T]`, at the temperature that sampled them."""
+        prompts, prompt_of = (rows // rollouts.samples).unique(return_inverse=True)
+        return completion_logprobs(
+            self.mixture, rollouts.prompt_ids[prompts], rollouts.prompt_mask[prompts],
+            rollouts.completions[rows], rollouts.mask[rows], self.settings.temperature, prompt_of,
+            kept=[states[rows] for states in rollouts.kept] if rollouts.kept else None,
+        )  # fmt: skip
+
+    @torch.no_grad()
+    def reference_logprobs(self, rollouts: Rollouts, batches: list[Tensor]) -> Tensor:
+        """Log-probs of the completions in `batches` under ref alone, `[N, T]`; other rows hold 0."""
+        logp = torch.zeros_like(rollouts.logps)
+        with self.mixture.using((0.0, 1.0)):
+            for rows in batches:
+                logp[rows] = self.logprobs(rollouts, rows).to(logp.dtype)
+        return logp
+
+
+def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that get a gradient, by name."""
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+def loss_scale(model: nn.Module) -> float:
+    """What to multiply a loss by before its backward pass. In float16 small gradients would round to 0."""
+    return 2.0**12 if model.config.dtype == torch.float16 else 1.0
+
+
+def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float, scale: float = 1.0) -> Tensor:
+    """Divide gradients by the loss's scale, then shorten them together to `max_norm`; returns the norm before that."""
+    parameters = [p for p in parameters if p.grad is not None]
+    for p in parameters if scale != 1 else ():
+        p.grad /= scale
+    return torch.nn.utils.clip_grad_norm_(parameters, max_norm)

@@ -150,8 +150,12 @@ def test_who_decided_agrees_with_the_next_token_of_each_model():
 
 def test_adaptive_alpha():
     schedule = Adaptive(0.5, offset=0.1, scale=0.2)
-    found = schedule.update([1, 1, 1, 0], [0, 0, 1, 1])  # gain 2/4, forgetting 1/4
-    assert found == pytest.approx({"gain": 0.5, "forgetting": 0.25, "alpha": 1 / (1 + exp(-(0.25 - 0.1) / 0.2))})
+    solves = {"mixture": [1, 1, 1, 0], "theta": [0, 0, 1, 1]}
+    assert schedule.after_step(1, solves.get) == {"gain": 0.5, "forgetting": 0.25}
+    assert schedule.alpha == pytest.approx(1 / (1 + exp(-(0.25 - 0.1) / 0.2)))
     slow = Adaptive(0.5, offset=0.1, scale=0.2, smoothing=0.25)
-    assert slow.update([1, 1, 1, 0], [0, 0, 1, 1])["alpha"] == pytest.approx(0.75 * 0.5 + 0.25 * found["alpha"])
-    assert Adaptive(0.5, scale=1e-4).update([0], [1])["alpha"] == 0  # far out, and no overflow
+    slow.after_step(1, solves.get)
+    assert slow.alpha == pytest.approx(0.75 * 0.5 + 0.25 * schedule.alpha)
+    steep = Adaptive(0.5, scale=1e-4)
+    steep.update([0], [1])
+    assert steep.alpha == 0  # far out, and no overflow

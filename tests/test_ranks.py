@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -82,37 +81,6 @@ def test_a_checkpoint_of_two_ranks_resumes_on_one(tmp_path):
     assert split[2]["reward"] == whole[2]["reward"] and split[2]["loss"] == pytest.approx(whole[2]["loss"], abs=1e-5)
     for name, tensor in weights(tmp_path / "split").items():
         torch.testing.assert_close(tensor, weights(tmp_path / "whole")[name], atol=1e-4, rtol=0)
-
-
-@pytest.mark.parametrize("method", ["fixed", "grpo-kl"])
-def test_sharded_weights_make_the_run_of_one(tmp_path, method):
-    assert train(tmp_path / "whole", method, 1).returncode == 0
-    done = train(tmp_path / "sharded", method, 2, "--shard")
-    assert done.returncode == 0, done.stderr[-2000:]
-    same_run(tmp_path / "whole", tmp_path / "sharded")
-
-
-def test_a_sharded_checkpoint_resumes_with_and_without_shards(tmp_path):
-    assert train(tmp_path / "whole", "fixed", 1).returncode == 0
-    assert train(tmp_path / "sharded", "fixed", 2, "--shard", "--steps=1").returncode == 0
-    shutil.copytree(tmp_path / "sharded", tmp_path / "alone")
-    assert train(tmp_path / "sharded", "fixed", 2, "--shard", "--resume").returncode == 0
-    assert train(tmp_path / "alone", "fixed", 1, "--resume").returncode == 0
-    last = read_metrics(tmp_path / "whole")[2]
-    for name in ("sharded", "alone"):
-        line = read_metrics(tmp_path / name)[2]
-        assert line["reward"] == last["reward"] and line["loss"] == pytest.approx(last["loss"], abs=1e-5)
-        assert line["grad_norm"] == pytest.approx(last["grad_norm"], rel=1e-4)
-        ours = weights(tmp_path / name)
-        for key, tensor in weights(tmp_path / "whole").items():
-            torch.testing.assert_close(ours[key], tensor, atol=1e-4, rtol=0)
-
-
-@pytest.mark.parametrize("flags, match", [((), "needs several processes"), (("--lora-rank=4",), "whole model")])
-def test_shards_that_cannot_be_are_refused(tmp_path, flags, match):
-    done = train(tmp_path / "run", "fixed", 1, "--shard", *flags)
-    assert done.returncode != 0 and match in done.stderr and "Traceback" not in done.stderr
-    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("name", ["FSDP", "DEEPSPEED"])

@@ -19,9 +19,10 @@ from logitmix_lite.lab.report import FIGURES, plot_curves
 from logitmix_lite.lab.sweep import sweep
 from logitmix_lite.lab.tables import arm_of, complementarity, load_runs, summary, verdicts
 from logitmix_lite.methods import METHODS
-from logitmix_lite.models import average_with_base, load_model, trainable
+from logitmix_lite.models import average_with_base, load_model
 from logitmix_lite.records import read_config
 from logitmix_lite.schedules import Fixed
+from logitmix_lite.train import trainable
 
 SMALL = dict(steps=1, prompts=2, samples=2, test_size=4, validation_size=2)
 

@@ -23,8 +23,8 @@ from logitmix_lite.ranks import Ranks
 from logitmix_lite.runs import Run, batch_indices, read_config, read_metrics
 from logitmix_lite.schedules import Fixed
 from logitmix_lite.sft import fit, sft
-from logitmix_lite.tasks.load import encode_demo, load_task
-from logitmix_lite.trainer import Trainer
+from logitmix_lite.tasks import encode_demo, encode_prompt, load_task
+from logitmix_lite.train import Trainer
 
 SMALL = dict(prompts=4, samples=4, steps=3, test_size=8, validation_size=8, eval_every=3, max_new_tokens=64)
 ANCHOR = Path(locate("tiny-anchor")) / "model.safetensors"
@@ -52,7 +52,6 @@ def untimed(folder) -> list[dict]:
 def trainer(tmp_path, method="fixed", **changes) -> Trainer:
     preset, how = small(**changes), METHODS[method]
     schedule, beta = how.schedule.of(preset) if how.mixes else Fixed(0.0), preset.beta if how.kl else 0.0
-    run = Run(tmp_path / "run", {})
     mixture = make_mixture(
         preset.base if how.init == "base" else preset.anchor,
         preset.anchor,
@@ -60,13 +59,19 @@ def trainer(tmp_path, method="fixed", **changes) -> Trainer:
         schedule.alpha,
         how.rule,
     )
-    task = load_task("chain", train=100, validation=8, test=8)
-    return Trainer(mixture, load_tokenizer(preset.base), task, preset, schedule, beta, 0, run, Ranks())
+    return make_trainer(mixture, preset, schedule, beta)
+
+
+def make_trainer(mixture, preset, schedule, beta=0.0) -> Trainer:
+    tokenizer, solved = load_tokenizer(preset.base), lambda policy: [True]
+    ends = [tokenizer.eos_token_id]
+    return Trainer(mixture, tokenizer, preset, schedule, beta=beta, seed=0, ends=ends, solved=solved, ranks=Ranks())
 
 
 def scored_batch(trainer, signal: bool = True):
     """Rollouts of one step, with advantages that hold some dead groups and some live ones."""
-    rollouts = trainer.rollout(trainer.task.train[:4], 1)
+    problems = load_task("chain", train=4, validation=8, test=8).train
+    rollouts = trainer.rollout(1, [encode_prompt(trainer.tokenizer, p.question) for p in problems], 4)
     rewards = torch.tensor([[1.0, 0, 0, 1], [0, 0, 0, 0], [1, 1, 1, 0], [1, 1, 1, 1]])
     return rollouts, group_advantages(rewards).flatten()
 
@@ -136,7 +141,7 @@ def test_microbatches_change_nothing(tmp_path, method, epochs):
             torch.testing.assert_close(found[name], expected[name], rtol=1e-3, atol=2e-6)
 
 
-def test_dead_groups_cost_nothing_and_count_in_the_mean(tmp_path):
+def test_groups_of_equal_reward_cost_nothing_and_count_in_the_mean(tmp_path):
     run = trainer(tmp_path)
     rollouts, advantages = scored_batch(run)
     dead = run.update(rollouts, torch.zeros(16))
@@ -249,8 +254,7 @@ def test_half_precision_backbone_has_the_gradient_of_single_precision(tmp_path):
         sft(preset, tmp_path / f"sft-{dtype}")
         torch.manual_seed(0)
         mixture = make_mixture("base", "base", preset.base, 0.5, rank=4, dtype=dtype)
-        task, tokenizer = load_task("chain", train=100, validation=8, test=8), load_tokenizer(preset.base)
-        run = Trainer(mixture, tokenizer, task, preset, Fixed(0.5), 0.0, 0, Run(tmp_path / dtype, {}), Ranks())
+        run = make_trainer(mixture, preset, Fixed(0.5))
         found = gradients(run)
         rollouts, advantages = scored_batch(trainer(tmp_path / f"sampler-{dtype}"))
         rollouts.kept = None

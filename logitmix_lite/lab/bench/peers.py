@@ -17,10 +17,10 @@ from peft import LoraConfig
 from ...config import load_preset
 from ...grpo import token_logprobs
 from ...models import LORA_LAYERS, default_device, locate
+from ...recipe import train
 from ...records import read_metrics
 from ...tasks import load_task
 from ...tasks.rewards import grade_all
-from ...train import train
 from . import Work
 from .work import RANK, compare, is_real, result
 
@@ -48,7 +48,7 @@ def row_step(work: Work) -> list[dict]:
             "smol", anchor="base", lora_rank=RANK, lora_alpha=2 * RANK, lora_blocks=0, prompts=work.prompts,
             samples=work.samples, max_new_tokens=work.new, steps=work.runs + 2, test_size=1, eval_every=10**6,
         )  # fmt: skip
-        with patch("logitmix_lite.trainer.grade_all", lambda *args: list(map(drawn, grade_all(*args)))):
+        with patch("logitmix_lite.train.grade_all", lambda *args: list(map(drawn, grade_all(*args)))):
             train(preset, "fixed", f"{folder}/ours")
         # without the first step, which warms up, and the last, which also evaluates
         ours = [line["seconds"] for line in read_metrics(f"{folder}/ours")[2:-1]]
