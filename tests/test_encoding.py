@@ -65,6 +65,7 @@ def test_characters_that_would_vanish_are_named(unk, chat):
     assert len(encode_prompt(tokenizer, "3+4?")) >= 4
     with pytest.raises(ValueError, match=r"no token for \* ÷: '3\*4÷2' would be read as '342'"):
         encode_prompt(tokenizer, "3*4÷2")
+    assert encode_prompt(tokenizer, "3+4?", "Box it!")  # an instruction may be read with gaps
     with pytest.raises(ValueError, match="no token for"):
         encode_demo(tokenizer, Problem("3+4?", "7", "3+4=7 \\boxed{7}"))
 

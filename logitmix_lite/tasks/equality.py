@@ -32,7 +32,7 @@ SUM = re.compile(r"[\w)}!%°] ?(?:[-+]|\\pm|\\mp)")
 PRODUCT = re.compile(r"[0-9)}] ?\* ?[0-9(]|[0-9)] ?\(|\) ?[0-9]")
 FACTORS = re.compile(r"\*|[0-9)] ?[(\\]|[)}] ?[0-9]|\} ?\\")
 QUOTIENT = re.compile(r"\.[0-9]+ ?[/:]|[/:] ?[0-9]*\.")
-MARK = re.compile(r"\\[{}]|[(\[{)\]},;]|(?<=[\w)}°%]) ?\b(?:or|and)\b |[或和且]")
+MARK = re.compile(r"\\[{}]|[,;] ?(?:or|and)\b |[(\[{)\]},;]|(?<=[\w)}°%]) ?\b(?:or|and)\b |[或和且]")
 OPEN, SHUT = ("(", "[", "{", r"\{"), (")", "]", "}", r"\}")
 BRACKETED = re.compile(r"[(\[].*,.*[)\]]")
 
@@ -237,7 +237,8 @@ def _undone(gold: str, answer: str) -> bool:
     if value:
         bars = len(re.findall(r"\\frac|[/:]", answer))
         whole = value.value.denominator == 1
-        return any(sign.search(answer) for sign in (SUM, FACTORS, QUOTIENT)) or bars > (0 if whole else 1)
+        more = "|" in answer and not re.fullmatch(r"-?\|[^|]*\|", answer)
+        return more or any(sign.search(answer) for sign in (SUM, FACTORS, QUOTIENT)) or bars > (0 if whole else 1)
     if _letters(gold) - {"i"}:
         return False
     return any(sign.search(answer) and not sign.search(gold) for sign in (SUM, PRODUCT))

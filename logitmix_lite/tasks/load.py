@@ -124,13 +124,13 @@ def encode_prompt(tokenizer, question: str, instruction: str = "") -> list[int]:
 
     Raises ValueError, naming them, if characters of the question would be lost."""
     text = f"{question} {instruction}" if instruction else question
-    plain = _encode(tokenizer, text)
+    plain = _encode(tokenizer, text, question)
     if not tokenizer.chat_template:
         begins = tokenizer.bos_token_id is not None and tokenizer(text)["input_ids"][:1] == [tokenizer.bos_token_id]
         return [tokenizer.bos_token_id, *plain] if begins else plain
     turn = [{"role": "user", "content": text}]
     shown = _render(tokenizer, turn, add_generation_prompt=True)
-    if _letters(text) - _letters(shown):
+    if _letters(question) - _letters(shown):
         raise ValueError(f"the chat template loses the question {question[:60]!r}: does it want a list of parts?")
     return tokenizer(shown, add_special_tokens=False)["input_ids"]
 
@@ -145,7 +145,8 @@ def encode_demo(
     end = tokenizer.eos_token_id if end is None else end
     if end is None:
         raise ValueError("the tokenizer has no end token, so a demonstration would never end: give `end`, a token's id")
-    completion = _encode(tokenizer, problem.solution or f"\\boxed{{{problem.answer}}}")
+    text = problem.solution or f"\\boxed{{{problem.answer}}}"
+    completion = _encode(tokenizer, text, text)
     return encode_prompt(tokenizer, problem.question, instruction), [*completion, end]
 
 
@@ -164,12 +165,13 @@ def end_tokens(tokenizer, generation_eos: int | list[int] | None = None) -> list
     return list(dict.fromkeys(k for k in found if k is not None))
 
 
-def _encode(tokenizer, text: str) -> list[int]:
+def _encode(tokenizer, text: str, needed: str) -> list[int]:
+    """Token ids of the text. Refuses to lose characters of what is needed; an instruction may be read with gaps."""
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     read = tokenizer.decode([k for k in ids if k != tokenizer.unk_token_id], clean_up_tokenization_spaces=False)
-    lost = _letters(text) - _letters(read)
+    lost = (_letters(text) - _letters(read)) & _letters(needed)
     if lost:
-        names = " ".join(dict.fromkeys(c for c in text if _letters(c) & lost))
+        names = " ".join(dict.fromkeys(c for c in needed if _letters(c) & lost))
         raise ValueError(f"the tokenizer has no token for {names}: {text[:60]!r} would be read as {read[:60]!r}")
     return ids
 

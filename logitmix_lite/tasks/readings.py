@@ -13,7 +13,7 @@ NUMBER = re.compile(
     rf" ?({'|'.join(sorted(SCALES, key=len, reverse=True))}|dozen)?s? ?(%)?"
 )
 
-CHOICE = re.compile(r"\(?([A-J])(?:\)|(?=[.:,]))[.:)]?,?(.*)|([A-J])", re.DOTALL)  # "(C)", "C. 12 apples", "C"
+CHOICE = re.compile(r"\(?([A-J])(?:\)|(?=[.:,]))[.:)]?(.*)|([A-J])", re.DOTALL)  # "(C)", "C. 12 apples", "C"
 CHOICES = re.compile(r"\(?[A-J]\)?(?:(?: ?(?:, ?and\b|[,;&]|\band\b|和) ?| ?)\(?[A-J]\)?)++")  # "A, B and D", "ABD"
 HEDGE = re.compile(  # another choice among the words after "C.": "or D", ", (D)", "D. 13", "D) 13"
     r"(?:^(?:and\b|[/&和])|\b(?:or|maybe|perhaps|possibly|not)\b|或) ?\(?[A-J]\)? ?(?:[.),:;]|$)"
@@ -36,18 +36,20 @@ STOP = """plus minus times multiplied divided over by squared cubed power factor
 fourth fourths fifth fifths sixths eighths tenths mod modulo or and not nor but than if else either neither maybe both
 also zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen
 eighteen nineteen twenty thirty forty fifty sixty seventy eighty ninety hundred thousand million billion trillion dozen
-infinity sqrt remainder with where when approximately undefined wrong false unless mean""".split()
+infinity sqrt remainder with where when approximately undefined wrong incorrect false unless mean add added subtract
+subtracted multiply divide equal equals raised doubled tripled twice inverse recurring repeating negative positive
+perhaps possibly probably""".split()
 RAISE = r"(?:\s?\^\{-?[123]\})?"
-NOUN = rf"(?!(?:{'|'.join(STOP)})\b)[A-Za-z]"
+NOUN = rf"(?!(?i:{'|'.join(STOP)})\b)[A-Za-z]"
 LATIN_UNIT = (
-    rf"(?:(?:\s*(?:{GLUED}|°C|°F|°)|\s+(?:{LETTER}))(?![A-Za-z])|\s+{NOUN}{{1}}[A-Za-z]{{2,}}){RAISE}"
+    rf"(?:(?:\s*(?:{GLUED}|°C|°F|°)|\s+(?:{LETTER}))(?![A-Za-z])|\s+{NOUN}[A-Za-z]{{2,}}){RAISE}"
     rf"(?:(?:\s?[/*]\s?(?:{LETTER})(?![A-Za-z])|(?:\s?[/*]\s?|\s){NOUN}[A-Za-z]+){RAISE}){{0,4}}"
     r"(?:\s(?:squared|cubed))?\.?"
 )
 # Not a unit: numerals, "more than", "or" and such; 千 and 分 begin one only in 千米, 千克, 分钟...
-NO_UNIT = "零一二三四五六七八九十百千万亿半几多余约以上下大小于之间至到或和与且不非无负分成折左右"
+NO_UNIT = "零一二三四五六七八九十百千万亿半几多余约以上下大小于之间至到或和与且不非无负分成折左右的又加减乘除"
 HAN = f"(?:千[米克瓦]|分[钟米]?|(?![{NO_UNIT}])[\u4e00-\u9fff])"
-UNIT = re.compile(rf"(?<=[\w}})!°])(?:{LATIN_UNIT}|\s?小?{HAN}{{1,6}}(?:/{HAN}{{1,4}})?)$")
+UNIT = re.compile(rf"(?<=[\w}})!°])(?:{LATIN_UNIT}|\s?小?{HAN}{{1,6}}(?:/{HAN}{{1,4}})?(?<!方))$")
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,7 @@ RULES = [(re.compile(pattern), new) for pattern, new in [
     (r"\\?\$|(?<!\\)\\[()\[\]]", ""),
     # one name for each sign
     (r"\\%", "%"), (r"(?<=\d)\s*per\s?cent(?![a-z])|(?<=\d)\s*percent(?![a-z])", "%"),
-    (r"(?<=\d) ?x ?(?=10\^)", "*"), (r"(?<=\d)\s*sq\.? (?=[a-z])", " square "),
+    (r"(?<=\d) ?x ?(?=10\^)", "*"), (r"(?<=\d)又(?=[\d\\])", " "), (r"(?<=\d)\s*sq\.? (?=[a-z])", " square "),
     (r"(?<=\d)\s*cu\.? (?=[a-z])", " cubic "),
     (r"\\(?:cdot|times|ast)(?![A-Za-z])", "*"), (r"\\div(?![A-Za-z])", "/"),
     (r"<=|\\leq(?:slant|q)?(?![A-Za-z])", r"\\le "), (r">=|\\geq(?:slant|q)?(?![A-Za-z])", r"\\ge "),
