@@ -12,7 +12,7 @@ from ..schedules import Fixed
 from .tables import complementarity, load_runs, mean_and_band, summary, verdicts
 
 SHARES = ("accuracy", "reward", "format_rate", "number_rate", "test_format_rate", "test_number_rate", "alpha",
-          "dead_groups", "truncated", "gain", "forgetting")  # fmt: skip
+          "frac_reward_zero_std", "truncated", "gain", "forgetting")  # fmt: skip
 # What the paper's figures compare: accuracy over steps of these arms.
 FIGURES = {
     "figures 2 to 5: fixed mixing and KL-GRPO": ["fixed", "grpo-kl", "grpo-kl-0.01", "grpo-kl-0.1"],
