@@ -13,7 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .fast import lora
 from .fast.cache import MixtureCache
-from .grpo import in_chunks, mixed_logprobs
+from .fast.logprobs import in_chunks, mixed_logprobs
 from .mixing import RULES, pair_weights
 
 ATTENTION = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
