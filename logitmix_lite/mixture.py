@@ -144,8 +144,8 @@ class MixedPolicy:
         if self.linear and self.shared_head:
             [(state, weight)] = self._weighted(hidden)
             return state @ weight.T
-        logits = [self.head(k)(h) for k, h in zip(self.running, hidden, strict=True)]
-        logits = [x if k == 0 else x.detach() for k, x in zip(self.running, logits, strict=True)]  # ref's head is frozen
+        logits = [(k, self.head(k)(h)) for k, h in zip(self.running, hidden, strict=True)]
+        logits = [x if k == 0 else x.detach() for k, x in logits]  # only theta is trained
         return RULES[self.rule](logits, [self.weights[k] for k in self.running])
 
     def score(self, hidden: list[Tensor], tokens: Tensor, temperature: float = 1.0) -> Tensor:
