@@ -1,0 +1,26 @@
+"""What every notebook of the course begins with."""
+
+import warnings
+from pathlib import Path
+
+import torch
+from transformers.utils import logging
+
+from ..models import DATA
+from .plots import use_style
+
+
+def start_notebook() -> Path:
+    """One thread, so that recorded numbers do not depend on the machine's cores; the figures' style; no bars while
+    weights load and no warnings about other packages' future. Returns the folder of recorded results. FileNotFoundError where the repository's data is missing."""
+    results = DATA / "results"
+    if not results.is_dir() or not (DATA / "tiny").is_dir():
+        raise FileNotFoundError(
+            f"the course's data (models and recorded runs) is not in {DATA}: it is part of the repository and not of "
+            "the installed package, so clone the repository and run `pip install -e .` in it"
+        )
+    torch.set_num_threads(1)
+    use_style()
+    logging.disable_progress_bar()
+    warnings.simplefilter("ignore", FutureWarning)
+    return results
