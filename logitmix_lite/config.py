@@ -94,8 +94,8 @@ PRESETS = {
 PRESETS["qwen-0.5b"] = Preset(
     "qwen-0.5b", base="Qwen/Qwen2.5-0.5B-Instruct", anchor="runs/qwen-0.5b/anchor/final", lora_rank=16, lora_alpha=32,
     task="gsm8k", validation_size=32, prompts=8, samples=8, max_new_tokens=320, steps=40, lr=1e-4, eval_every=5,
-    save_every=20, checkpoint_activations=True, sft_task="gsm8k", sft_demos=4000, sft_steps=125, sft_batch=32,
-    sft_lr=2e-4,
+    microbatch_tokens=32768, save_every=20, checkpoint_activations=True, sft_task="gsm8k", sft_demos=4000,
+    sft_steps=125, sft_batch=32, sft_lr=2e-4,
 )  # fmt: skip
 
 # Qwen2.5-Instruct, the paper's models, with LoRA. The paper's text gives no learning rates and sizes: these are ours.

@@ -7,7 +7,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, pipeline
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from logitmix_lite.hf import Mixture
+from logitmix_lite.hf import CACHE, Mixture
 from logitmix_lite.mixture import positions
 from logitmix_lite.rollout import completion_logprobs, pad_rows, rollout
 
@@ -161,7 +161,7 @@ def test_a_cache_changes_nothing(kind, rule, name):
     with torch.no_grad():
         for end in range(1, IDS.shape[1] + 1):
             out = mixture(IDS[:, end - 1 : end], MASK[:, :end], **{name: cache}, use_cache=True)
-            cache = out.cache
+            cache = getattr(out, CACHE)
             steps.append(out.logits)
     close(torch.cat(steps, 1)[MASK.bool()], whole[MASK.bool()])
 

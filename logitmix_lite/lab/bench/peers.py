@@ -15,7 +15,7 @@ import torch
 from peft import LoraConfig
 
 from ...config import load_preset
-from ...grpo import token_logprobs
+from ...fast.logprobs import token_logprobs
 from ...models import LORA_LAYERS, default_device, locate
 from ...recipe import train
 from ...records import read_metrics
