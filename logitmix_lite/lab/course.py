@@ -11,8 +11,8 @@ from .plots import use_style
 
 
 def start_notebook() -> Path:
-    """Set one thread (recorded numbers must not depend on the machine's cores) and the figures' style, and hide progress
-    bars and warnings of what other packages will change. Returns the folder of recorded results.
+    """Set one thread (recorded numbers must not depend on the machine's cores) and the figures' style, hide progress
+    bars and warnings of what other packages will change, and return the folder of recorded results.
 
     Raises FileNotFoundError where the repository's data is missing."""
     results = DATA / "results"
