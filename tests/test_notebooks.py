@@ -87,7 +87,7 @@ def test_links_lead_to_files_and_names_to_what_they_define(path, notebook):
 
 def test_data_is_found_by_the_package_and_not_from_the_working_folder(notebook):
     code = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "code")
-    assert "start_notebook()" in code and not re.search(r"""["'](?:\.\./|\.\.["']|data/|logitmix_lite/)""", code)
+    assert "start_notebook()" in code and not re.search(r"""Path\(["']\.\.|["'](?:\.\./|data/|logitmix_lite/)""", code)
 
 
 @pytest.mark.slow
