@@ -12,7 +12,9 @@ from .plots import use_style
 
 def start_notebook() -> Path:
     """One thread, so that recorded numbers do not depend on the machine's cores; the figures' style; no bars while
-    weights load and no warnings about other packages' future. Returns the folder of recorded results. FileNotFoundError where the repository's data is missing."""
+    weights load and no warnings about other packages' future. Returns the folder of recorded results.
+
+    FileNotFoundError where the repository's data is missing."""
     results = DATA / "results"
     if not results.is_dir() or not (DATA / "tiny").is_dir():
         raise FileNotFoundError(
