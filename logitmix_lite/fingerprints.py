@@ -25,5 +25,5 @@ def fingerprint(tensors: dict[str, Tensor]) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().view(uint8).numpy())
+        digest.update(tensor.detach().cpu().reshape(-1).contiguous().view(uint8).numpy())
     return digest.hexdigest()
