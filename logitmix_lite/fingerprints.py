@@ -1,9 +1,13 @@
-"""What a run is known by: the contents of its problems and weights, wherever they lie."""
+"""What a run is known by: the contents of its problems and weights, wherever they lie, and what computed it."""
 
 import hashlib
 import json
+import platform
 
-from torch import Tensor, nn, uint8
+import torch
+from torch import Tensor, nn
+
+PACKAGES = ("torch", "transformers", "peft", "numpy")  # whose versions a run records
 
 
 def contents(model: nn.Module, task) -> dict[str, str]:
@@ -25,5 +29,13 @@ def fingerprint(tensors: dict[str, Tensor]) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         digest.update(name.encode())
-        digest.update(tensor.detach().cpu().reshape(-1).contiguous().view(uint8).numpy())
+        digest.update(tensor.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy())
     return digest.hexdigest()
+
+
+def hardware() -> str:
+    """What computes: the GPU's name, or the kind of CPU and its threads."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    kind = torch.backends.cpu.get_cpu_capability()
+    return f"CPU, {platform.machine()} with {kind}, {torch.get_num_threads()} threads"

@@ -1,9 +1,7 @@
 """A run is a folder: config.json, metrics.jsonl, checkpoint.pt, at the end grades.json and final/ with the model."""
 
 import json
-import platform
 import shutil
-import zipfile
 from collections.abc import Callable
 from contextlib import suppress
 from importlib.metadata import version
@@ -13,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .disk import LOCK, own, sync, told, write_whole
-from .fingerprints import contents, fingerprint, problems_fingerprint  # noqa: F401
+from .disk import LOCK, load_whole, own, sync, told, write_whole
+from .fingerprints import PACKAGES, contents, fingerprint, hardware, problems_fingerprint  # noqa: F401
 from .records import read_config, read_metrics, to_json
 from .watch import Diverged
 
@@ -30,7 +28,6 @@ CONTENTS = {
     "start": "weights that theta starts from (base, init)",
     "frozen": "frozen weights (anchor, and under LoRA base)",
 }
-PACKAGES = ("torch", "transformers", "peft", "numpy")
 
 
 class Run:
@@ -39,6 +36,7 @@ class Run:
     main: of several processes, whether this is the one that writes.
     config: everything that decides the result; resuming with another one is refused, up to what is `FREE`, and where
     the config has `contents` also up to the `PATHS`.
+    `with Run(...) as run:` lets go of the folder when the run ends, however it ends.
     Raises ValueError where the folder holds another run, or none to resume, or where another process writes it."""
 
     def __init__(self, out: str | Path, config: dict, resume: bool = False, main: bool = True):
@@ -56,11 +54,11 @@ class Run:
             leftovers = {LOCK, "config.json.tmp"}  # of a run that died before it had begun
             if not self.folder.is_dir() or {file.name for file in self.folder.iterdir()} - leftovers:
                 raise ValueError(f"{self.folder} is not empty: choose another --out, or go on with it by --resume")
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self.lock = own(self.folder)
         made_by = {"versions": {name: version(name) for name in PACKAGES}, "hardware": hardware()}
         if resume:
             made_by = self._check_same(config)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.lock = own(self.folder)
         write_whole(path, to_json(config | made_by, indent=2) + "\n")
 
     def _check_same(self, config: dict) -> dict:
@@ -92,7 +90,7 @@ class Run:
             if not path.exists():
                 continue
             try:
-                state = _load(path, parameters)
+                state = load_whole(path, parameters)
                 self.newest = path
                 break
             except (OSError, MemoryError):  # it could not be read: that tells nothing about it
@@ -145,7 +143,7 @@ class Run:
             write_whole(self.folder / name, to_json(content) + "\n")
 
     def finish(self, *savers: Callable[[Path], object]) -> None:
-        """Write final/ by calling each of `savers` with a folder, all or nothing; then the folder has no owner."""
+        """Write final/ by calling each of `savers` with a folder, all or nothing. Nothing more can be written then."""
         if not self._writes():
             return
         unfinished = self.folder / "final.tmp"
@@ -161,18 +159,18 @@ class Run:
             sync(self.folder)
         self.lock.release()
 
+    def __enter__(self) -> "Run":
+        return self
+
+    def __exit__(self, *_) -> None:
+        """However it ends, the folder then has no owner: a notebook that goes on does not keep it."""
+        if self.main:
+            self.lock.release()
+
     def _writes(self) -> bool:
         if self.main and not self.lock.is_locked:
             raise ValueError(f"{self.folder} is finished, or was opened by a later Run of this process: open it again")
         return self.main
-
-
-def hardware() -> str:
-    """What computes: the GPU's name, or the kind of CPU and its threads."""
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    kind = torch.backends.cpu.get_cpu_capability()
-    return f"CPU, {platform.machine()} with {kind}, {torch.get_num_threads()} threads"
 
 
 def batch_indices(step: int, size: int, total: int, seed: int) -> list[int]:
@@ -184,15 +182,3 @@ def batch_indices(step: int, size: int, total: int, seed: int) -> list[int]:
         epoch: np.random.default_rng([seed, epoch]).permutation(total) for epoch in {p // total for p in places}
     }
     return [int(shuffles[p // total][p % total]) for p in places]
-
-
-def _load(path: Path, parameters: dict[str, Tensor]) -> dict:
-    """A checkpoint that is whole and of these parameters; else an exception. Nothing in the file is run as code."""
-    with zipfile.ZipFile(path) as archive:  # what torch.save writes; torch.load itself checks no sums
-        if archive.testzip():
-            raise ValueError("its check sums are wrong")
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    shapes, wanted = ({name: t.shape for name, t in kind.items()} for kind in (state["parameters"], parameters))
-    if shapes != wanted or not isinstance(state["step"], int):
-        raise ValueError("it holds other parameters")
-    return state

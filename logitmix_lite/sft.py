@@ -54,20 +54,20 @@ def sft(preset: Preset | str, out: str | Path, seed: int = 0, resume: bool = Fal
     decides = ("sft_", "base", "lora", "dtype", "task", "data", "where", "validation_size", "test_size")
     settings = {name: value for name, value in vars(preset).items() if name.startswith(decides)}
     config = {"command": "sft", "preset": preset.name, "seed": seed} | settings | contents(mixture, task)
-    run = Run(out, config, resume)
-    fit(
-        mixture,
-        demos,
-        run,
-        steps=preset.sft_steps,
-        batch=preset.sft_batch,
-        lr=preset.sft_lr,
-        seed=seed,
-        microbatch_tokens=preset.microbatch_tokens,
-        pad=tokenizer.pad_token_id,
-        save_every=preset.save_every,
-    )
-    run.finish(lambda folder: save_policy(model, folder, preset.base), tokenizer.save_pretrained)
+    with Run(out, config, resume) as run:
+        fit(
+            mixture,
+            demos,
+            run,
+            steps=preset.sft_steps,
+            batch=preset.sft_batch,
+            lr=preset.sft_lr,
+            seed=seed,
+            microbatch_tokens=preset.microbatch_tokens,
+            pad=tokenizer.pad_token_id,
+            save_every=preset.save_every,
+        )
+        run.finish(lambda folder: save_policy(model, folder, preset.base), tokenizer.save_pretrained)
     return run.final
 
 

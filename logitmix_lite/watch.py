@@ -22,27 +22,29 @@ class Watch:
             self.skipped = line.get("skipped", self.skipped)
             self.notice(line)
 
-    def finite(self, loss: float, norm: float) -> bool:
-        """Whether loss and gradient norm are numbers to step on. If not, skip the step; it is counted in `skipped`,
-        which belongs into the step's metrics so that `notice` can stop the run."""
-        fine = math.isfinite(loss) and math.isfinite(norm)
+    def finite(self, *numbers: float | None) -> bool:
+        """Whether loss and gradient norm are numbers to step on (None: there was none). If not, skip the step; it is
+        counted in `skipped`, which belongs into the step's metrics: by them `notice` stops the run."""
+        fine = all(number is None or math.isfinite(number) for number in numbers)
         self.skipped += not fine
         return fine
 
     def notice(self, metrics: dict) -> str | None:
         """What the newest metrics call for, in words, the first time; else None. Call it once they are written.
 
-        Raises Diverged after three steps in a row that were skipped."""
-        if self._lasts("skipped", "skipped" in metrics) >= IN_A_ROW:
+        Raises Diverged after three steps in a row that were skipped, or whose entropy is no number: of NaN weights no
+        completion is right, so that there is no loss to tell."""
+        reward, entropy = metrics.get("reward"), metrics.get("entropy", math.inf)
+        nan = entropy is None or math.isnan(entropy)  # None: read back from JSON
+        if self._lasts("skipped", "skipped" in metrics or nan) >= IN_A_ROW:
             raise Diverged(
-                f"stopped: loss or gradient was NaN or infinite {IN_A_ROW} steps in a row, last at step "
-                f"{metrics['step']}. None of these steps was taken, so the last checkpoint is good. Try a lower "
-                "learning rate, or --dtype float32; if it happened at step 1, look for NaN in the weights themselves"
+                f"stopped: loss, gradient or entropy was NaN or infinite {IN_A_ROW} steps in a row, last at step "
+                f"{metrics['step']}. None of these steps was taken; the last checkpoint is good. Try a lower learning "
+                "rate, or --dtype float32; if it happened from the start, look for NaN in the weights themselves"
             )
-        reward, entropy = metrics.get("reward"), metrics.get("entropy")
-        if self.first_entropy is None:
+        if self.first_entropy is None and "entropy" in metrics:
             self.first_entropy = entropy
-        collapsed = entropy is not None and entropy < 0.1 * self.first_entropy
+        collapsed = not nan and entropy < 0.1 * (self.first_entropy or 0)
         why = (
             "no completion was right, so there is nothing to learn from. Try easier problems, more --samples, or a "
             "policy that is right now and then: a larger --alpha or a better anchor"
