@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from shutil import copytree
@@ -368,7 +369,8 @@ def test_a_grid_has_one_owner(tmp_path, other_owner):
 def test_a_run_that_ends_badly_lets_go(tmp_path, other_owner):
     toy = Toy(tmp_path / "run")
     toy.go(1, resume=False)
-    with pytest.raises(KeyboardInterrupt), Run(toy.folder, {}, resume=True):
+    kept = Run(toy.folder, {}, resume=True)  # as a notebook keeps it
+    with pytest.raises(KeyboardInterrupt), kept:
         raise KeyboardInterrupt
     other_owner(toy.folder)
     with pytest.raises(KeyboardInterrupt), Run(toy.folder, {}, resume=True, main=False):
@@ -424,9 +426,12 @@ def test_whole_weights_that_training_starts_from_are_known(tmp_path):
 def test_problems_are_known_by_what_they_say():
     task = load_task("chain", train=20, validation=4, test=4)
     assert problems_fingerprint(task) == problems_fingerprint(load_task("chain", train=20, validation=4, test=4))
-    others = [load_task("chain", train=21, validation=4, test=4), load_task("chain", train=20, validation=5, test=4),
-              load_task("chain-easy", train=20, validation=4, test=4)]  # fmt: skip
-    assert len({problems_fingerprint(other) for other in [task, *others]}) == 4
+    one, *rest = task.test
+    edited = [replace(one, **{name: "5"}) for name in ("question", "answer", "solution")]
+    others = [replace(task, test=[problem, *rest]) for problem in edited]
+    others += [replace(task, instruction="Box it."), replace(task, test=task.validation, validation=task.test)]
+    others += [replace(task, train=task.train[1:]), replace(task, train=task.train[::-1])]
+    assert len({problems_fingerprint(other) for other in [task, *others]}) == 8
 
 
 def test_fingerprints_of_weights():
