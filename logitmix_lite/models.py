@@ -13,7 +13,6 @@ from transformers.pytorch_utils import Conv1D
 
 from .fast.lora import decoder_layers
 from .hf import Mixture, MixtureConfig, lacks_tokenizer
-from .runs import fingerprint
 from .train import trainable
 
 HOME = Path(os.environ.get("LOGITMIX_HOME", Path.home() / ".cache" / "logitmix_lite"))
@@ -197,11 +196,6 @@ def check_precision(model: nn.Module) -> None:
     """Raise ValueError where what is trained has 16 bits."""
     if any(p.dtype.itemsize < 4 for p in trainable(model).values()):
         raise ValueError("small updates vanish in 16-bit weights: add --dtype float32, or a --lora-rank")
-
-
-def frozen_fingerprint(model: nn.Module) -> str:
-    """SHA-256 of everything that training must not change: the reference, and under LoRA the backbone."""
-    return fingerprint({name: p for name, p in model.named_parameters() if not p.requires_grad})
 
 
 def _load(loader, source: str | Path, **kwargs):
