@@ -642,7 +642,7 @@ def said(changes, steps=30, start=HEALTHY, watch=None):
     "changes, step, words",
     [
         ({"reward": 0.0, "frac_reward_zero_std": 1.0}, 21, "for 20 steps no completion was right.*easier problems"),
-        ({"reward": 0.5, "frac_reward_zero_std": 1.0}, 21, "for 20 steps all completions of a prompt had the same reward.*hard"),
+        ({"reward": 0.5, "frac_reward_zero_std": 1.0}, 21, "for 20 steps all completions of a prompt had the same.*hard"),
         ({"entropy": 0.049}, 6, "for 5 steps the entropy is below a tenth.*lower learning rate"),
         ({"truncated": 1.0}, 4, "for 3 steps no completion came to its end.*more --max-new-tokens"),
     ],
@@ -657,8 +657,8 @@ def test_trouble_is_said_once_with_what_to_try(changes, step, words):
 def test_trouble_that_passes_is_not_said():
     watch = Watch()
     for step in range(1, 200):
-        dead = step % 20 != 0  # 19 steps at a time
-        line = {"step": step, "reward": 0.0, "frac_reward_zero_std": float(dead), "entropy": 1.0 if step % 5 == 1 else 0.01}
+        equal = float(step % 20 != 0)  # 19 steps at a time
+        line = {"step": step, "reward": 0.0, "frac_reward_zero_std": equal, "entropy": 1.0 if step % 5 == 1 else 0.01}
         assert watch.notice(line | {"truncated": float(step % 3 != 0)}) is None
 
 
