@@ -30,10 +30,10 @@ SEED = 1
 # twice the learning rate a step. So the learning rate is small, and the size of the whole update is compared too.
 SETTINGS = dict(
     task="chain-easy", dtype="float32", prompts=2, samples=3, steps=3, epochs=2, clip=0.002, temperature=1.5, lr=5e-5,
-    beta=0.3, train_size=24, validation_size=2, test_size=4, max_new_tokens=34, eval_every=3, microbatch_tokens=100,
+    beta=1.0, train_size=24, validation_size=2, test_size=4, max_new_tokens=34, eval_every=3, microbatch_tokens=100,
     max_grad_norm=0.5,
 )  # fmt: skip
-LORA = dict(lora_rank=4, lora_alpha=8)
+LORA = dict(lora_rank=4, lora_alpha=8, lr=1e-4)
 METHODS = {
     "fixed": dict(),
     "adaptive": dict(adaptive=True),
@@ -120,7 +120,8 @@ def compare(folder, kind, expected):
     for ours, line in zip(found, lines, strict=True):
         assert ours["grad_norm"] > 1e-3 and ours["skipped"] == 0 and ours["frac_reward_zero_std"] < 1
         for name, value in line.items():
-            assert ours[name] == pytest.approx(value, rel=1e-5, abs=1e-5), (name, ours["step"])
+            near = pytest.approx(value, rel=1e-5, abs=1e-6 if name == "loss" else 1e-5)
+            assert ours[name] == near, (name, ours["step"])
     path = "theta/adapter_model" if kind == "lora" else "member_0/model"
     weights = load_file(Path(folder) / "final" / f"{path}.safetensors")
     assert weights.keys() == after.keys()
@@ -139,6 +140,8 @@ def test_three_steps_of_every_method(tmp_path, method, kind, adapter, expected):
     compare(tmp_path / "run", kind, expected(method, kind))
     found = read_metrics(tmp_path / "run")[1:]
     assert any(0 < line["reward"] < 1 for line in found) and any(line["clip_fraction"] > 0 for line in found)
+    if method == "grpo-kl":  # without KL the loss of the policy that sampled is 0: it tells nothing
+        assert found[-1]["loss"] > 5e-6
     if method == "adaptive":
         assert len({line["alpha"] for line in found}) > 1 and any(line["gain"] > 0 for line in found)
 

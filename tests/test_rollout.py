@@ -313,4 +313,5 @@ def test_token_batches_hold_each_row_once_within_the_budget():
     batches = token_batches(lengths, 10)
     assert sorted(k for batch in batches for k in batch) == list(range(7)) and [5] in batches
     assert all(len(batch) * max(lengths[k] for k in batch) <= 10 or len(batch) == 1 for batch in batches)
+    assert token_batches([5, 5, 5], 10) == [[0, 1], [2]]  # as full as the budget allows
     assert len(token_batches(lengths, 1000)) == 1 and token_batches([], 10) == []
