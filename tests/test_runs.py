@@ -642,7 +642,7 @@ def said(changes, steps=30, start=HEALTHY, watch=None):
     "changes, step, words",
     [
         ({"reward": 0.0, "frac_reward_zero_std": 1.0}, 21, "for 20 steps no completion was right.*easier problems"),
-        ({"reward": 0.5, "frac_reward_zero_std": 1.0}, 21, "for 20 steps all completions of a prompt had the same.*hard"),
+        ({"reward": 0.5, "frac_reward_zero_std": 1.0}, 21, "for 20 steps all completions of a prompt had.*hard"),
         ({"entropy": 0.049}, 6, "for 5 steps the entropy is below a tenth.*lower learning rate"),
         ({"truncated": 1.0}, 4, "for 3 steps no completion came to its end.*more --max-new-tokens"),
     ],

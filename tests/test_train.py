@@ -31,8 +31,16 @@ ANCHOR = Path(locate("tiny-anchor")) / "model.safetensors"
 ALWAYS = {"step", "reward", "format_rate", "alpha", "loss", "entropy", "kl", "tokens", "seconds", "logp_gap"}
 
 
+QUICK = SMALL | dict(prompts=2, samples=2, steps=2, eval_every=2, test_size=2, validation_size=2)
+
+
 def small(**changes):
     return load_preset("tiny", **(SMALL | changes))
+
+
+def quick(**changes):
+    """For tests of what surrounds the steps."""
+    return load_preset("tiny", **(QUICK | changes))
 
 
 def theta(folder) -> dict:
@@ -76,22 +84,12 @@ def scored_batch(trainer, signal: bool = True):
     return rollouts, group_advantages(rewards).flatten()
 
 
-def gradients(trainer) -> dict:
-    found = {}
-    trainer.optimizer.step = lambda: found.update({n: p.grad.clone() for n, p in trainer.parameters.items()})
-    return found
-
-
-def norm(gradients: dict) -> float:
-    return sum(g.double().square().sum().item() for g in gradients.values()) ** 0.5
-
-
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_runs_and_logs(tmp_path, method):
-    last = train(small(), method, tmp_path / "run")
+    last = train(quick(), method, tmp_path / "run")
     lines = read_metrics(tmp_path / "run")
-    assert [line["step"] for line in lines] == [0, 1, 2, 3]
-    assert "accuracy" in lines[0] and "accuracy" in lines[3] and "accuracy" not in lines[1]
+    assert [line["step"] for line in lines] == [0, 1, 2]
+    assert "accuracy" in lines[0] and "accuracy" in lines[2] and "accuracy" not in lines[1]
     for line in lines[1:]:
         assert line.keys() >= ALWAYS
         assert line["logp_gap"] < 1e-4
@@ -120,27 +118,6 @@ def test_alpha_one_leaves_theta_alone(tmp_path):
     assert all(torch.equal(before[name], p) for name, p in run.parameters.items())
 
 
-@pytest.mark.parametrize("method, epochs", [("fixed", 1), ("grpo-kl", 2), ("prob", 1)])
-def test_microbatches_change_nothing(tmp_path, method, epochs):
-    results = []
-    for size in (1, 150, 8192):  # one completion at a time, two or three, all
-        run = trainer(tmp_path / str(size), method, microbatch_tokens=size, epochs=epochs)
-        found = gradients(run)
-        rollouts, advantages = scored_batch(run)
-        noise = 0.3 * torch.randn(rollouts.logps.shape, generator=torch.Generator().manual_seed(0))
-        rollouts.logps += noise * rollouts.mask  # as if theta had moved: ratios off 1, some of them clipped
-        metrics = run.update(rollouts, advantages)
-        results.append((metrics, found))
-    (first, expected), *others = results
-    assert first["clip_fraction"] > 0 and abs(first["loss"]) > 1e-3
-    assert any(g.abs().max() > 1e-4 for g in expected.values())
-    for metrics, found in others:
-        for name, value in metrics.items():
-            assert value is None or value == pytest.approx(first[name], rel=1e-4, abs=1e-5), name
-        for name in expected:
-            torch.testing.assert_close(found[name], expected[name], rtol=1e-3, atol=2e-6)
-
-
 def test_groups_of_equal_reward_cost_nothing_and_count_in_the_mean(tmp_path):
     run = trainer(tmp_path)
     rollouts, advantages = scored_batch(run)
@@ -155,54 +132,18 @@ def test_groups_of_equal_reward_cost_nothing_and_count_in_the_mean(tmp_path):
     assert loss == pytest.approx(ratio_one, abs=1e-5)
 
 
-def test_gradient_against_finite_differences(tmp_path):
-    """The whole training pass in float64: mixture, log-probs, clipped loss, KL term.
-
-    Qwen2's norms round to float32, so the differences are taken along whole directions, where rounding drowns."""
-    run = trainer(tmp_path, "grpo-kl", beta=0.3, max_grad_norm=1e9)
-    run.mixture.double()
-    run.mixture.weights = (0.6, 0.4)
-    rollouts, advantages = scored_batch(run)
-    rollouts.logps = rollouts.logps.double() - 0.05  # off the policy, away from the clip's kinks
-    found = gradients(run)
-    run.update(rollouts, advantages.double())
-    gradient = dict(found)
-    random = torch.Generator().manual_seed(0)
-    for _ in range(3):
-        direction = {name: g * torch.randint(0, 2, g.shape, generator=random) for name, g in gradient.items()}
-        slope = sum((gradient[name] * v).sum() for name, v in direction.items()).item()
-        step, losses = 1e-3 / slope**0.5, []
-        for sign in (1, -2):  # forth, then back to the other side
-            with torch.no_grad():
-                for name, v in direction.items():
-                    run.parameters[name] += sign * step * v
-            losses.append(run.update(rollouts, advantages.double())["loss"])
-        with torch.no_grad():
-            for name, v in direction.items():
-                run.parameters[name] += step * v
-        assert (losses[0] - losses[1]) / (2 * step) == pytest.approx(slope, rel=2e-3)
-
-
-def test_several_epochs_move_the_ratio(tmp_path):
-    run = trainer(tmp_path, epochs=3, lr=1e-2)
-    assert run.update(*scored_batch(run))["clip_fraction"] > 0
-    run = trainer(tmp_path / "one", epochs=1, lr=1e-2)
-    assert run.update(*scored_batch(run))["clip_fraction"] == 0
-
-
-@pytest.mark.parametrize("method", ["adaptive", "grpo-kl"])
-def test_killed_and_resumed_is_never_interrupted(tmp_path, method):
-    """SIGKILL in the middle, then --resume: weights, optimiser, random state and metrics as if nothing had happened."""
+def test_killed_and_resumed_is_never_interrupted(tmp_path):
+    """SIGKILL in the middle, then resumed: weights, optimiser, random state and metrics as if nothing had happened."""
+    train(small(steps=6), "adaptive", tmp_path / "whole")
     flags = [f"--{name.replace('_', '-')}={value}" for name, value in (SMALL | {"steps": 6}).items()]
-    command = [sys.executable, "-m", "logitmix_lite", "train", "--method", method, *flags, "--out"]
-    subprocess.run([*command, tmp_path / "whole"], check=True, capture_output=True)
+    command = [sys.executable, "-m", "logitmix_lite", "train", "--method=adaptive", *flags, "--out"]
     process = subprocess.Popen([*command, tmp_path / "killed"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while len(read_metrics(tmp_path / "killed")) < 3 and process.poll() is None:
         time.sleep(0.02)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     assert not (tmp_path / "killed" / "final").exists(), "it finished before the kill"
-    subprocess.run([*command, tmp_path / "killed", "--resume"], check=True, capture_output=True)
+    train(small(steps=6), "adaptive", tmp_path / "killed", resume=True)
     assert untimed(tmp_path / "whole") == untimed(tmp_path / "killed")
     assert same(theta(tmp_path / "whole"), theta(tmp_path / "killed"))
     whole, killed = (torch.load(tmp_path / name / "checkpoint.pt") for name in ("whole", "killed"))
@@ -213,25 +154,25 @@ def test_killed_and_resumed_is_never_interrupted(tmp_path, method):
 
 
 def test_resume_refuses_another_anchor(tmp_path):
-    train(small(), "fixed", tmp_path / "run")
+    train(quick(), "fixed", tmp_path / "run")
     with pytest.raises(ValueError, match="frozen"):  # same name, other weights: the fingerprint tells
         config = read_config(tmp_path / "run")
         (tmp_path / "run" / "config.json").write_text(json.dumps(config | {"frozen": "0" * 64}))
-        train(small(), "fixed", tmp_path / "run", resume=True)
+        train(quick(), "fixed", tmp_path / "run", resume=True)
     with pytest.raises(ValueError, match="not empty"):
-        train(small(), "fixed", tmp_path / "run")
+        train(quick(), "fixed", tmp_path / "run")
 
 
 def test_a_run_goes_on_longer_and_leaner_and_says_so(tmp_path):
-    train(small(steps=1), "fixed", tmp_path / "run")
+    train(quick(steps=1), "fixed", tmp_path / "run")
     made_by = read_config(tmp_path / "run")["versions"]
-    train(small(steps=2, eval_batch=3, microbatch_tokens=100), "fixed", tmp_path / "run", resume=True)
+    train(quick(steps=2, eval_batch=3, microbatch_tokens=100), "fixed", tmp_path / "run", resume=True)
     config = read_config(tmp_path / "run")
     assert (config["steps"], config["eval_batch"], config["versions"]) == (2, 3, made_by)
     with pytest.raises(ValueError, match="has done 2 steps already, more than 1"):
-        train(small(steps=1), "fixed", tmp_path / "run", resume=True)
+        train(quick(steps=1), "fixed", tmp_path / "run", resume=True)
     with pytest.raises(ValueError, match="was started with lr"):
-        train(small(steps=2, lr=1.0), "fixed", tmp_path / "run", resume=True)
+        train(quick(steps=2, lr=1.0), "fixed", tmp_path / "run", resume=True)
 
 
 def test_half_precision_backbone_has_the_gradient_of_single_precision(tmp_path):
@@ -243,11 +184,10 @@ def test_half_precision_backbone_has_the_gradient_of_single_precision(tmp_path):
         torch.manual_seed(0)
         mixture = make_mixture("base", "base", preset.base, 0.5, rank=4, dtype=dtype)
         run = make_trainer(mixture, preset, Fixed(0.5))
-        found = gradients(run)
         rollouts, advantages = scored_batch(trainer(tmp_path / f"sampler-{dtype}"))
         rollouts.kept = None
-        run.update(rollouts, advantages)
-        norms[dtype] = read_metrics(tmp_path / f"sft-{dtype}")[0]["grad_norm"], norm(found)
+        norm = run.update(rollouts, advantages)["grad_norm"]
+        norms[dtype] = read_metrics(tmp_path / f"sft-{dtype}")[0]["grad_norm"], norm
     assert min(norms["float32"]) > 1e-4
     assert norms["float16"] == pytest.approx(norms["float32"], rel=0.05)
 
@@ -256,12 +196,12 @@ def test_half_precision_backbone_has_the_gradient_of_single_precision(tmp_path):
 def test_lora_from_sft_to_training(tmp_path, blocks):
     """One backbone, two adapters: the anchor adapter stays what sft made, and the run can be resumed and loaded."""
     lora = dict(lora_rank=4, lora_blocks=blocks)
-    preset = small(**lora, sft_steps=3, sft_demos=16, sft_batch=8)
+    preset = quick(**lora, sft_steps=3, sft_demos=16, sft_batch=8)
     adapter = sft(preset, tmp_path / "anchor")
     assert read_metrics(tmp_path / "anchor")[-1]["step"] == 3
-    preset = small(**lora, anchor=str(adapter))
+    preset = quick(**lora, anchor=str(adapter))
     whole = train(preset, "grpo-kl", tmp_path / "whole")
-    train(small(**lora, anchor=str(adapter), steps=2), "grpo-kl", tmp_path / "parts")
+    train(quick(**lora, anchor=str(adapter), steps=1), "grpo-kl", tmp_path / "parts")
     parts = train(preset, "grpo-kl", tmp_path / "parts", resume=True)
     assert {k: v for k, v in whole.items() if k != "seconds"} == {k: v for k, v in parts.items() if k != "seconds"}
     ref = load_file(tmp_path / "parts" / "final" / "ref" / "adapter_model.safetensors")
@@ -269,12 +209,12 @@ def test_lora_from_sft_to_training(tmp_path, blocks):
     assert load_policy(tmp_path / "parts" / "final").adapters == ["theta", "ref"]
     theta = load_file(tmp_path / "parts" / "final" / "theta" / "adapter_model.safetensors")
     assert {name.split(".layers.")[1][0] for name in theta} == set("3" if blocks else "0123")
-    train(small(**lora, anchor="base"), "fixed", tmp_path / "base-anchor")
+    train(quick(**lora, anchor="base"), "fixed", tmp_path / "base-anchor")
 
 
 def test_more_adapted_blocks_than_there_are(tmp_path):
     with pytest.raises(ValueError, match="has 4 layers, there are no last 5"):
-        train(small(lora_rank=4, lora_blocks=5, anchor="base"), "fixed", tmp_path / "run")
+        train(quick(lora_rank=4, lora_blocks=5, anchor="base"), "fixed", tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
