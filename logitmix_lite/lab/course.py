@@ -11,10 +11,10 @@ from .plots import use_style
 
 
 def start_notebook() -> Path:
-    """One thread, so that recorded numbers do not depend on the machine's cores; the figures' style; no bars while
-    weights load and no warnings about other packages' future. Returns the folder of recorded results.
+    """Set one thread (recorded numbers must not depend on the machine's cores) and the figures' style, hide progress
+    bars and warnings of what other packages will change, and return the folder of recorded results.
 
-    FileNotFoundError where the repository's data is missing."""
+    Raises FileNotFoundError where the repository's data is missing."""
     results = DATA / "results"
     if not results.is_dir() or not (DATA / "tiny").is_dir():
         raise FileNotFoundError(
