@@ -54,7 +54,8 @@ def load_model(source: str | Path, dtype: str = "auto", device: str | None = Non
     dtype "auto": float32 on a CPU, bfloat16 on a GPU that has it, else float16. device: default a GPU, if there is one.
     """
     device = device or default_device()
-    return _load(AutoModelForCausalLM, source, dtype=load_dtype(dtype, device)).to(device).eval()
+    # a pickle of weights could run code; safetensors can't
+    return _load(AutoModelForCausalLM, source, dtype=load_dtype(dtype, device), use_safetensors=True).to(device).eval()
 
 
 def load_dtype(dtype: str, device: str) -> torch.dtype:

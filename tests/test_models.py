@@ -85,6 +85,15 @@ def test_weights_that_were_cut_short_are_refused_in_a_sentence(tmp_path):
     assert "\n" not in str(found.value)
 
 
+def test_weights_that_could_run_code_are_refused(tmp_path):
+    shutil.copytree(locate("tiny-base"), tmp_path / "model")
+    state = load_policy(tmp_path / "model").models[0].state_dict()
+    (tmp_path / "model" / "model.safetensors").unlink()
+    torch.save(state, tmp_path / "model" / "pytorch_model.bin")
+    with pytest.raises(FileNotFoundError, match="holds no ModelForCausalLM that loads"):
+        load_policy(tmp_path / "model")
+
+
 def test_a_tokenizer_larger_than_the_model_is_refused():
     with pytest.raises(ValueError, match="token 30, and the model knows 30"):
         rollout(make_model(vocab=30), [[5, 30]], max_new_tokens=2)

@@ -289,3 +289,10 @@ def test_every_end_of_a_turn_ends_a_completion(tmp_path):
     train(small(steps=1, **where), "fixed", tmp_path / "run")
     line = read_metrics(tmp_path / "run")[1]
     assert line["length"] < 12 and line["truncated"] == 0 and line["format_rate"] == 0  # `13+7=20;`, and no more
+
+
+def test_the_same_command_gives_the_same_run(tmp_path):
+    for name in ("one", "two"):
+        train(quick(), "adaptive", tmp_path / name)
+    assert untimed(tmp_path / "one") == untimed(tmp_path / "two")
+    assert same(theta(tmp_path / "one"), theta(tmp_path / "two"))
