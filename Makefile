@@ -28,7 +28,7 @@ EXECUTED = $(patsubst notebooks/%,$(RUNS)/notebooks/%,$(wildcard notebooks/*.ipy
 TRAINED = $(METHODS:%=$(RUNS)/%/final)
 
 .DEFAULT_GOAL = help
-.PHONY: help install test test-oldest test-method reproduce gpu lab badges tiny clean
+.PHONY: help install test test-oldest test-method mutants reproduce gpu lab badges tiny clean
 
 # Notebooks are recorded and compared offline, without progress bars, with Jupyter's own way of drawing figures.
 test test-method reproduce: export TQDM_DISABLE = 1
@@ -66,7 +66,12 @@ test-oldest: ## the method's tests with the oldest packages that pyproject.toml 
 		PACKAGES="-e . pytest pytest-xdist hypothesis" PYTHON="$(or $(OLDEST_PYTHON),$(PYTHON))"
 
 test-method: install
-	"$(PY)" -m pytest -n 2 $(patsubst %,tests/test_%.py,mixing grpo mixture hf lora rollout train extend rewards evaluate)
+	"$(PY)" -m pytest -n 2 $(patsubst %,tests/test_%.py,mixing grpo mixture hf lora models rollout train reference runs extend rewards evaluate)
+
+SAMPLE = 40
+
+mutants: install ## make small mistakes in the method, one at a time, and count those that the tests notice
+	"$(PY)" tests/mutants.py --sample $(SAMPLE)
 
 # Models this small are fastest on one thread: two things at a time use two cores best.
 reproduce: install ## run all notebooks, train with both methods, write a report (tiny preset)

@@ -1,6 +1,7 @@
 """Every number of a run in one place. Each field is also a flag of the command line; its help stands beside it."""
 
 from dataclasses import dataclass, field, fields, replace
+from math import inf
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # what follows is imported where it is used: `--help` needs neither problems nor `datasets`
@@ -131,8 +132,8 @@ def check(preset: Preset) -> None:
         if not 0 <= getattr(preset, name) <= 1:
             raise ValueError(f"{name} lies in [0, 1], got {getattr(preset, name)}")
     for name in ("lr", "scale", "max_grad_norm", "sft_lr"):
-        if not getattr(preset, name) > 0:
-            raise ValueError(f"{name} must be positive, got {getattr(preset, name)}")
+        if not 0 < getattr(preset, name) < inf:
+            raise ValueError(f"{name} must be positive and finite, got {getattr(preset, name)}")
     may_be_zero = ("lora_rank", "lora_blocks", "steps", "sft_steps")
     for name in ("beta", "clip", "temperature", *may_be_zero):
         if not getattr(preset, name) >= 0:

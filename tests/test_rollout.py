@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ARCHITECTURES, make_lora_pair, make_mixture, make_model
+from oracles import PAIR_RULES, mixed
 from scipy.stats import chisquare
 from transformers.cache_utils import DynamicLayer
 
@@ -45,12 +46,8 @@ def enumerate_completions(members, rule, temperature, prompt, length=3):
     open_, finished = {(): 1.0}, {}
     for _ in range(length):
         ids = torch.tensor([[*prompt, *text] for text in open_])
-        theta, ref = (member(ids, use_cache=False).logits[:, -1] for member in members)
-        if rule == "logit":
-            mixed = 0.6 * theta + 0.4 * ref
-        else:
-            mixed = (0.6 * theta.softmax(-1) + 0.4 * ref.softmax(-1)).log()
-        probs = (mixed / temperature).softmax(-1).tolist()
+        logits = [member(ids, use_cache=False).logits[:, -1] for member in members]
+        probs = (mixed(rule, logits, (0.6, 0.4)) / temperature).softmax(-1).tolist()
         rows = zip(open_.items(), probs, strict=True)
         grown = {(*text, token): p * q for (text, p), row in rows for token, q in enumerate(row)}
         finished |= {text: p for text, p in grown.items() if text[-1] == EOS}
@@ -59,7 +56,7 @@ def enumerate_completions(members, rule, temperature, prompt, length=3):
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
-@pytest.mark.parametrize("rule", ["logit", "prob"])
+@pytest.mark.parametrize("rule", PAIR_RULES)
 @pytest.mark.parametrize("kind", KINDS)
 def test_samples_follow_the_exact_distribution(kind, rule, temperature):
     mixture = make_mixture(kind, [0.6, 0.4], rule, vocab=4)
@@ -91,7 +88,7 @@ def test_greedy_equals_generate(arch):
         assert torch.equal(rollouts.prompt_ids, ids) and torch.equal(rollouts.prompt_mask, mask)
 
 
-@pytest.mark.parametrize("rule", ["logit", "prob"])
+@pytest.mark.parametrize("rule", PAIR_RULES)
 @pytest.mark.parametrize("kind", KINDS)
 def test_rows_equal_a_loop_without_caches_or_batches(kind, rule, monkeypatch):
     """Rows that leave change nothing for the others; every prompt is prefilled once, a repeated one too."""
@@ -116,7 +113,7 @@ def test_rows_equal_a_loop_without_caches_or_batches(kind, rule, monkeypatch):
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7, 0])
-@pytest.mark.parametrize("rule", ["logit", "prob"])
+@pytest.mark.parametrize("rule", PAIR_RULES)
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_training_pass_gives_the_logps_of_sampling(kind, rule, temperature):
     mixture = make_mixture(kind, rule=rule, eos=ENDS)
@@ -205,16 +202,6 @@ def test_buffer_layer_equals_dynamic_layer():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_rollout_is_the_same_with_growing_caches(kind, monkeypatch):
-    mixture, settings = make_mixture(kind, eos=ENDS), dict(samples=4, max_new_tokens=12)
-    buffers = rollout(mixture, PROMPTS, **settings)
-    monkeypatch.setattr(MixtureCache, "preallocate", lambda cache, rows, room: cache.select(rows))
-    growing = rollout(mixture, PROMPTS, **settings)
-    assert texts(buffers) == texts(growing)
-    torch.testing.assert_close(buffers.logps, growing.logps, atol=1e-5, rtol=0)
-
-
-@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_steps_of_equal_shapes_give_the_same_rollouts(arch, kind, monkeypatch):
     """What a GPU records and replays, here without recording: rows end early and leave, prompts are padded."""
@@ -254,7 +241,7 @@ def test_a_recorded_step_gives_the_same_rollouts(kind, monkeypatch):
 
 
 @pytest.mark.parametrize("recompute", [False, True])
-@pytest.mark.parametrize("rule", ["logit", "prob"])
+@pytest.mark.parametrize("rule", PAIR_RULES)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_shared_prompts_give_the_gradient_of_whole_sequences(arch, kind, rule, recompute):
@@ -296,7 +283,7 @@ def test_bad_input(prompts, match):
 
 
 @pytest.mark.parametrize("weights", [(0.6, 0.4), (0.0, 1.0), (1.0, 0.0)])
-@pytest.mark.parametrize("rule", ["logit", "prob"])
+@pytest.mark.parametrize("rule", PAIR_RULES)
 @pytest.mark.parametrize("kind", ["pair", "lora", "bare"])
 def test_kept_states_replace_a_second_pass_of_ref(kind, rule, weights, monkeypatch):
     """Same log-probs and same gradient, and the frozen member is not run again."""
@@ -326,4 +313,5 @@ def test_token_batches_hold_each_row_once_within_the_budget():
     batches = token_batches(lengths, 10)
     assert sorted(k for batch in batches for k in batch) == list(range(7)) and [5] in batches
     assert all(len(batch) * max(lengths[k] for k in batch) <= 10 or len(batch) == 1 for batch in batches)
+    assert token_batches([5, 5, 5], 10) == [[0, 1], [2]]  # as full as the budget allows
     assert len(token_batches(lengths, 1000)) == 1 and token_batches([], 10) == []
