@@ -26,7 +26,8 @@ def mixing_table(
     the rule: those are decoded once."""
     before, rows, alone = (mixture.rule, mixture.weights), [], {}
     try:
-        for rule, alpha in tqdm([(rule, alpha) for rule in rules for alpha in alphas], desc="mixing", unit="alpha"):
+        pairs = [(rule, alpha) for rule in rules for alpha in alphas]
+        for rule, alpha in tqdm(pairs, desc="mixing", unit="alpha", disable=None):  # None: no bar outside a terminal
             mixture.rule, mixture.alpha = rule, alpha
             if alpha not in alone:
                 found = evaluate(mixture, tokenizer, problems, **decoding).summary()
