@@ -6,9 +6,9 @@ REPOSITORY = logitmix/logitmix_lite
 BRANCH = main
 
 VENV ?= .venv
-# What is installed there, and the versions that hold: those that recorded the notebooks' outputs (empty: the newest).
+# What is installed there. CONSTRAINTS=constraints/recorded.txt: the versions that recorded the notebooks' outputs.
 PACKAGES ?= -e ".[test,lab]"
-CONSTRAINTS ?= constraints/recorded.txt
+CONSTRAINTS ?=
 
 # The first Python that is 3.11 or newer and can make a virtual environment.
 PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3 python; do \
@@ -28,7 +28,7 @@ EXECUTED = $(patsubst notebooks/%,$(RUNS)/notebooks/%,$(wildcard notebooks/*.ipy
 TRAINED = $(METHODS:%=$(RUNS)/%/final)
 
 .DEFAULT_GOAL = help
-.PHONY: help install test test-oldest test-method mutants reproduce lab badges tiny clean
+.PHONY: help install test test-oldest test-method mutants reproduce gpu lab badges tiny clean
 
 # Notebooks are recorded and compared offline, without progress bars, with Jupyter's own way of drawing figures.
 test test-method reproduce: export TQDM_DISABLE = 1
@@ -63,10 +63,10 @@ OLDEST_PYTHON = $(shell for p in python3.11 python3.12; do "$$p" -c 'import venv
 
 test-oldest: ## the method's tests with the oldest packages that pyproject.toml allows (.venv-oldest)
 	$(MAKE) --no-print-directory test-method VENV=.venv-oldest CONSTRAINTS=constraints/oldest.txt \
-		PACKAGES="-e . pytest pytest-xdist" PYTHON="$(or $(OLDEST_PYTHON),$(PYTHON))"
+		PACKAGES="-e . pytest pytest-xdist hypothesis" PYTHON="$(or $(OLDEST_PYTHON),$(PYTHON))"
 
 test-method: install
-	"$(PY)" -m pytest -n 2 $(patsubst %,tests/test_%.py,mixing grpo mixture rollout train rewards evaluate sweep cli)
+	"$(PY)" -m pytest -n 2 $(patsubst %,tests/test_%.py,mixing grpo mixture hf lora models rollout train reference runs extend rewards evaluate)
 
 SAMPLE = 40
 
@@ -85,6 +85,10 @@ $(RUNS)/notebooks/%.ipynb: notebooks/%.ipynb $(wildcard logitmix_lite/*.py logit
 # A finished run is kept; one that was cut short goes on from its checkpoint.
 $(RUNS)/%/final: | $(STAMP)
 	"$(PY)" -m logitmix_lite train --preset tiny --method $* --seed 0 --out $(@D) $(if $(wildcard $(@D)/config.json),--resume)
+
+gpu: install ## a visit to a GPU: WEIGHTS=folder of Qwen2.5 0.5B, DATA=folder of GSM8K; or REHEARSE=1, on a CPU
+	"$(PY)" tests/gpu/visit.py $(if $(REHEARSE),--rehearse --jobs 2,--weights "$(WEIGHTS)" --data "$(DATA)") \
+		--out $(or $(OUT),$(if $(REHEARSE),runs/rehearsal,data/results/gpu))
 
 lab: install ## open the notebooks in Jupyter
 	"$(PY)" -m jupyterlab $(if $(filter 0,$(shell id -u)),--allow-root) notebooks

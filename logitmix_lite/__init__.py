@@ -13,7 +13,8 @@ from types import ModuleType
 HOMES = {  # of the public names: the module that defines them
     "config": ["load_preset"],
     "evaluate": ["evaluate"],
-    "grpo": ["group_advantages", "grpo_loss", "kl_k3", "token_distributions", "token_logprobs"],
+    "fast.logprobs": ["token_distributions", "token_logprobs"],
+    "grpo": ["group_advantages", "grpo_loss", "kl_k3"],
     "hf": ["Mixture"],
     "mixing": ["contrastive", "dexperts", "mix_logits", "mix_probs", "product_of_experts"],
     "models": ["load_model", "load_policy", "load_tokenizer"],

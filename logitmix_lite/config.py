@@ -1,6 +1,7 @@
 """Every number of a run in one place. Each field is also a flag of the command line; its help stands beside it."""
 
 from dataclasses import dataclass, field, fields, replace
+from math import inf
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # what follows is imported where it is used: `--help` needs neither problems nor `datasets`
@@ -94,8 +95,8 @@ PRESETS = {
 PRESETS["qwen-0.5b"] = Preset(
     "qwen-0.5b", base="Qwen/Qwen2.5-0.5B-Instruct", anchor="runs/qwen-0.5b/anchor/final", lora_rank=16, lora_alpha=32,
     task="gsm8k", validation_size=32, prompts=8, samples=8, max_new_tokens=320, steps=40, lr=1e-4, eval_every=5,
-    save_every=20, checkpoint_activations=True, sft_task="gsm8k", sft_demos=4000, sft_steps=125, sft_batch=32,
-    sft_lr=2e-4,
+    microbatch_tokens=32768, save_every=20, checkpoint_activations=True, sft_task="gsm8k", sft_demos=4000,
+    sft_steps=125, sft_batch=32, sft_lr=2e-4,
 )  # fmt: skip
 
 # Qwen2.5-Instruct, the paper's models, with LoRA. The paper's text gives no learning rates and sizes: these are ours.
@@ -131,8 +132,8 @@ def check(preset: Preset) -> None:
         if not 0 <= getattr(preset, name) <= 1:
             raise ValueError(f"{name} lies in [0, 1], got {getattr(preset, name)}")
     for name in ("lr", "scale", "max_grad_norm", "sft_lr"):
-        if not getattr(preset, name) > 0:
-            raise ValueError(f"{name} must be positive, got {getattr(preset, name)}")
+        if not 0 < getattr(preset, name) < inf:
+            raise ValueError(f"{name} must be positive and finite, got {getattr(preset, name)}")
     may_be_zero = ("lora_rank", "lora_blocks", "steps", "sft_steps")
     for name in ("beta", "clip", "temperature", *may_be_zero):
         if not getattr(preset, name) >= 0:

@@ -159,6 +159,7 @@ class Mixture(MixedPolicy, PreTrainedModel, GenerationMixin):
         if saved.get("model_type") != MixtureConfig.model_type:
             raise ValueError(f"{directory} holds a {saved.get('model_type')} model, not a mixture: load it as such")
         weights, rule, adapters = saved["weights"], saved["rule"], saved.get("adapters")
+        kwargs = {"use_safetensors": True} | kwargs
         if adapters is None:
             folders = [directory / f"member_{k}" for k in range(len(weights))]
             members = [AutoModelForCausalLM.from_pretrained(folder, **kwargs) for folder in folders]

@@ -13,7 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .fast import lora
 from .fast.cache import MixtureCache
-from .grpo import in_chunks, mixed_logprobs
+from .fast.logprobs import in_chunks, mixed_logprobs
 from .mixing import RULES, pair_weights
 
 ATTENTION = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
@@ -144,7 +144,8 @@ class MixedPolicy:
         if self.linear and self.shared_head:
             [(state, weight)] = self._weighted(hidden)
             return state @ weight.T
-        logits = [self.head(k)(h) for k, h in zip(self.running, hidden, strict=True)]
+        logits = [(k, self.head(k)(h)) for k, h in zip(self.running, hidden, strict=True)]
+        logits = [x if k == 0 else x.detach() for k, x in logits]  # only theta is trained
         return RULES[self.rule](logits, [self.weights[k] for k in self.running])
 
     def score(self, hidden: list[Tensor], tokens: Tensor, temperature: float = 1.0) -> Tensor:
@@ -185,7 +186,8 @@ class MixedPolicy:
             h if w == 1 else (w * h.float()).to(h.dtype) if h.element_size() < 4 else w * h
             for w, h in zip([self.weights[k] for k in self.running], hidden, strict=True)
         ]
-        heads = [self.head(k).weight[: self.config.vocab_size] for k in self.running]
+        heads = [(k, self.head(k).weight[: self.config.vocab_size]) for k in self.running]
+        heads = [head if k == 0 else head.detach() for k, head in heads]  # only theta is trained
         if self.shared_head:
             return [(sum(states[1:], start=states[0]), heads[0])]
         if sum(head.numel() for head in heads) <= ONE_PRODUCT:

@@ -6,16 +6,18 @@ from pathlib import Path
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
+from .fast.lora import decoder_layers
 from .hf import Mixture, MixtureConfig, lacks_tokenizer
-from .runs import fingerprint
 from .train import trainable
 
-DATA = Path(__file__).resolve().parents[1] / "data"
 HOME = Path(os.environ.get("LOGITMIX_HOME", Path.home() / ".cache" / "logitmix_lite"))
-LORA_LAYERS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+REPOSITORY = Path(__file__).resolve().parents[1]
+DATA = REPOSITORY / "data" if (REPOSITORY / "pyproject.toml").exists() else HOME / "data"  # installed without it
 
 
 def locate(source: str | Path) -> str:
@@ -28,8 +30,8 @@ def locate(source: str | Path) -> str:
         "smol": (HOME / "smol", "python -m logitmix_lite fetch smol"),
         "smol-anchor": (DATA / "smol" / "anchor", "python -m logitmix_lite sft --preset smol"),
     }
-    if str(source) not in known:
-        return str(source)
+    if str(source) not in known:  # a folder by its full path, so that what is trained on it knows where it is
+        return str(Path(source).resolve()) if Path(source).is_dir() else str(source)
     folder, command = known[str(source)]
     if not (folder / "config.json").exists() and not (folder / "adapter_config.json").exists():
         raise FileNotFoundError(f"{source} is not there yet: make it with `{command}`")
@@ -52,7 +54,8 @@ def load_model(source: str | Path, dtype: str = "auto", device: str | None = Non
     dtype "auto": float32 on a CPU, bfloat16 on a GPU that has it, else float16. device: default a GPU, if there is one.
     """
     device = device or default_device()
-    return _load(AutoModelForCausalLM, source, dtype=load_dtype(dtype, device)).to(device).eval()
+    # a pickle of weights could run code; safetensors can't
+    return _load(AutoModelForCausalLM, source, dtype=load_dtype(dtype, device), use_safetensors=True).to(device).eval()
 
 
 def load_dtype(dtype: str, device: str) -> torch.dtype:
@@ -77,7 +80,9 @@ def load_policy(source: str | Path, base: str | None = None, dtype: str = "auto"
     base: the backbone of adapters, where the folder that they were trained on is no longer there."""
     if is_adapter(source):
         backbone = present(LoraConfig.from_pretrained(locate(source)).base_model_name_or_path, base)
-        model = PeftModel.from_pretrained(load_model(backbone, dtype), locate(source), adapter_name="theta")
+        if not backbone:
+            raise ValueError(f"the adapter {source} does not say what it was trained on: name it by --base")
+        model = _with_adapter(load_model(backbone, dtype), source, "theta")
         return Mixture([model], [1.0], adapters=["theta"]).eval()
     if is_mixture(source):
         backbone = MixtureConfig.from_pretrained(source).backbone
@@ -91,12 +96,14 @@ def load_policy(source: str | Path, base: str | None = None, dtype: str = "auto"
 def is_mixture(source: str | Path) -> bool:
     """Whether a folder holds a whole mixture, as `train` writes it to final/."""
     path = Path(source) / "config.json"
-    return path.exists() and json.loads(path.read_text()).get("model_type") == MixtureConfig.model_type
+    return path.exists() and json.loads(path.read_text(encoding="utf-8")).get("model_type") == MixtureConfig.model_type
 
 
-def present(recorded: str, base: str | None) -> str:
-    """The backbone as it was recorded, or `base` where that is a folder which is gone."""
-    return base if base and Path(recorded).is_absolute() and not Path(recorded).is_dir() else recorded
+def present(recorded: str | None, base: str | None) -> str | None:
+    """The backbone as it was recorded, or `base` where that was a folder which is gone."""
+    local = recorded and (Path(recorded).is_absolute() or (base and Path(base).is_dir()))
+    gone = not recorded or (local and not Path(recorded).is_dir())
+    return base if base and gone else recorded
 
 
 def make_mixture(
@@ -126,11 +133,11 @@ def make_mixture(
         if init == base:
             model = add_lora(model, rank, scale, blocks)
         else:
-            model = PeftModel.from_pretrained(model, locate(init), adapter_name="theta", is_trainable=True)
+            model = _with_adapter(model, init, "theta", is_trainable=True)
         ref = None
         if anchor not in (None, base):
             ref = "ref"
-            model.load_adapter(locate(anchor), adapter_name=ref)
+            model = _with_adapter(model, anchor, ref)
         mixture = Mixture([model], weights, rule, ["theta", ref][: len(weights)])
     for name, parameter in mixture.named_parameters():
         parameter.requires_grad_(name.startswith("members.0") if rank == 0 else ".theta." in name)
@@ -141,8 +148,9 @@ def make_mixture(
 def average_with_base(mixture: Mixture, base: str) -> None:
     """Move theta halfway from the anchor, where it is, to base: WiSE-FT's average of weights (arXiv:2109.01903)."""
     if mixture.adapters:  # base's update is zero, and an update is the product of two matrices: halve one of them
-        updates = [p for name, p in trainable(mixture).items() if "lora_B" in name]
-        torch._foreach_mul_(updates, 0.5)
+        for name, parameter in trainable(mixture).items():
+            if "lora_B" in name:
+                parameter *= 0.5
         return
     weights = load_model(base, "float32", "cpu").state_dict()
     for name, parameter in trainable(mixture).items():
@@ -150,17 +158,30 @@ def average_with_base(mixture: Mixture, base: str) -> None:
 
 
 def add_lora(model: PreTrainedModel, rank: int, scale: int, blocks: int = 0, name: str = "theta") -> PeftModel:
-    """The model with a fresh adapter on every linear layer of its blocks; it starts as the model itself.
+    """The model with a fresh adapter on every linear layer inside its transformer layers; it starts as the same policy.
 
-    blocks: on that many of the last blocks only; 0: on all."""
-    depth = model.config.num_hidden_layers
-    if blocks > depth:
-        raise ValueError(f"the model has {depth} blocks, no adapter fits on the last {blocks}: lower --lora-blocks")
+    blocks: in that many of the last transformer layers only; 0: in all."""
+    layers = decoder_layers(model)
+    if blocks > len(layers):
+        raise ValueError(f"the model has {len(layers)} layers, there are no last {blocks}: lower --lora-blocks")
+    inside = {id(module) for layer in layers[-blocks:] for module in layer.modules()}
+    linear = {path: module for path, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)}
     config = LoraConfig(
-        r=rank, lora_alpha=scale, target_modules=LORA_LAYERS, layers_to_transform=list(range(depth)[-blocks:]),
-        task_type="CAUSAL_LM",
+        r=rank, lora_alpha=scale, target_modules=[path for path, module in linear.items() if id(module) in inside],
+        task_type="CAUSAL_LM", fan_in_fan_out=any(isinstance(module, Conv1D) for module in linear.values()),
     )  # fmt: skip
     return get_peft_model(model, config, adapter_name=name)
+
+
+def _with_adapter(model: PreTrainedModel | PeftModel, source: str | Path, name: str, **kwargs) -> PeftModel:
+    """The model with the adapter of a folder, as `name`. ValueError where it does not fit."""
+    try:
+        if isinstance(model, PeftModel):
+            model.load_adapter(locate(source), adapter_name=name, **kwargs)
+            return model
+        return PeftModel.from_pretrained(model, locate(source), adapter_name=name, **kwargs)
+    except (RuntimeError, ValueError, OSError) as error:
+        raise ValueError(f"the adapter {source} does not fit this model: {_first_line(error)}") from None
 
 
 def save_policy(model: PreTrainedModel | PeftModel, folder: Path, base: str) -> None:
@@ -178,11 +199,6 @@ def check_precision(model: nn.Module) -> None:
         raise ValueError("small updates vanish in 16-bit weights: add --dtype float32, or a --lora-rank")
 
 
-def frozen_fingerprint(model: nn.Module) -> str:
-    """SHA-256 of everything that training must not change: the reference, and under LoRA the backbone."""
-    return fingerprint({name: p for name, p in model.named_parameters() if not p.requires_grad})
-
-
 def _load(loader, source: str | Path, **kwargs):
     folder = locate(source)
     if not Path(folder).is_dir() and (
@@ -191,7 +207,7 @@ def _load(loader, source: str | Path, **kwargs):
         raise FileNotFoundError(f"no model at {source}: no such folder")
     try:
         return loader.from_pretrained(folder, **kwargs)
-    except OSError as error:
+    except (OSError, ValueError, SafetensorError) as error:
         if Path(folder).is_dir():
             raise FileNotFoundError(
                 f"{source} holds no {loader.__name__[4:]} that loads: {_first_line(error)}"

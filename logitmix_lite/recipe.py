@@ -10,10 +10,11 @@ from tqdm import tqdm
 
 from .config import Preset, check, load_preset
 from .evaluate import evaluate
+from .fingerprints import contents
 from .grpo import kl_k3, sequence_mean
 from .hf import Mixture
 from .methods import named
-from .models import average_with_base, check_precision, frozen_fingerprint, load_tokenizer, make_mixture
+from .models import average_with_base, check_precision, load_tokenizer, make_mixture
 from .ranks import Ranks
 from .rollout import check_prompts
 from .runs import Run, batch_indices
@@ -21,6 +22,7 @@ from .schedules import Fixed
 from .tasks.load import Task, encode_prompt, end_tokens
 from .tasks.rewards import Grade
 from .train import Trainer
+from .watch import Watch
 
 ALONE = {"theta": (1.0, 0.0), "ref": (0.0, 1.0)}  # weights of one policy alone
 RATES = {"accuracy": "correct", "test_format_rate": "formatted", "test_number_rate": "number"}
@@ -68,11 +70,11 @@ def train(
     )  # fmt: skip
     settings = asdict(preset)
     config = {"command": "train", "preset": settings.pop("name"), "method": method, "seed": seed, "init": init}
-    config |= settings | {"frozen": frozen_fingerprint(mixture)} | ({"rows": task.counts} if task.counts else {})
-    run = Run(out, config, resume, ranks.main)
-    ranks.wait()
+    config |= settings | contents(mixture, task) | ({"rows": task.counts} if task.counts else {})
     try:
-        return _steps(trainer, exam, run)
+        with Run(out, config, resume, ranks.main) as run:
+            ranks.wait()
+            return _steps(trainer, exam, run)
     except KeyboardInterrupt:
         ranks.print(f"\nStopped. {out} has all steps to its last checkpoint: --resume, in the same command, goes on.")
         raise
@@ -84,7 +86,7 @@ def _steps(trainer: Trainer, exam: "Exam", run: Run) -> dict:
     exam.start = [p.detach().to("cpu", copy=True) for p in trainer.parameters.values()]
     state = run.restore(trainer.parameters, trainer.optimizer)
     trainer.set_alpha(state.get("alpha", schedule.alpha))
-    line = state.get("line", {})
+    line, watch = state.get("line", {}), Watch(state["lines"])
     bar = tqdm(
         range(state["step"] + 1, preset.steps + 1), initial=state["step"] + 1, total=preset.steps + 1, unit="step",
         disable=None if exam.ranks.main else True,
@@ -98,6 +100,9 @@ def _steps(trainer: Trainer, exam: "Exam", run: Run) -> dict:
             line |= exam.test(trainer) | {"accuracy_alpha": schedule.alpha}
         line["seconds"] = round(time.perf_counter() - began, 3)
         run.log(line)
+        words = watch.notice(line)
+        if words and exam.ranks.main:
+            tqdm.write(words)
         if step % preset.save_every == 0 or step == preset.steps:
             run.save(step, trainer.parameters, trainer.optimizer, alpha=schedule.alpha, line=line)
         shown = {name: f"{line[name]:.3f}" for name in ("reward", "accuracy") if line.get(name) is not None}

@@ -214,6 +214,9 @@ def check_prompts(mixture: Mixture, prompts, max_new_tokens: int, temperature: f
     """Raise ValueError for what `rollout` cannot sample."""
     if not prompts or not all(len(p) for p in prompts):
         raise ValueError("rollout needs at least one prompt, and every prompt at least one token")
+    largest, size = max(map(max, prompts)), mixture.config.vocab_size
+    if largest >= size:
+        raise ValueError(f"a prompt holds token {largest}, and the model knows {size}: is this its tokenizer?")
     if temperature < 0:
         raise ValueError(f"temperature must be 0 (greedy) or more, got {temperature}")
     context, longest = mixture.config.max_position_embeddings, max(map(len, prompts))

@@ -45,10 +45,10 @@ def make_lora_pair(base=None, seed=0, blocks=None, **model):
     import torch
     from peft import LoraConfig, get_peft_model
 
-    from logitmix_lite.models import LORA_LAYERS
 
     gpt2 = model.get("arch") == "gpt2"
-    layers = ["c_attn", "c_proj", "c_fc"] if gpt2 else LORA_LAYERS
+    llama = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    layers = ["c_attn", "c_proj", "c_fc"] if gpt2 else llama
     config = dict(target_modules=layers, layers_to_transform=blocks, task_type="CAUSAL_LM", fan_in_fan_out=gpt2)
     model = get_peft_model(base or make_model(seed=seed, **model), LoraConfig(r=3, lora_alpha=6, **config), "theta")
     model.add_adapter("ref", LoraConfig(r=2, lora_alpha=2, **config))

@@ -171,7 +171,6 @@ def test_a_function_keeps_its_name_whatever_is_imported_first(name):
     python(f"import logitmix_lite.{name}; {use}; {reach}")  # also where the function lives elsewhere
 
 
-@pytest.mark.xfail(reason="models.py silences progress bars and warnings for the whole notebook", strict=False)
 def test_importing_everything_changes_no_setting_of_the_notebook():
     code = """
 import os, pkgutil, warnings

@@ -10,7 +10,8 @@ import torch
 from torch.autograd import grad, gradcheck
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from logitmix_lite.grpo import group_advantages, grpo_loss, kl_k3, sequence_mean, token_distributions, token_logprobs
+from logitmix_lite.fast.logprobs import token_distributions, token_logprobs
+from logitmix_lite.grpo import group_advantages, grpo_loss, kl_k3, sequence_mean
 
 NAN, INF = math.nan, math.inf
 

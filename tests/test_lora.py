@@ -131,23 +131,3 @@ def test_fused_experts_are_refused():
     model = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"], target_parameters=names), "theta")
     with pytest.raises(ValueError, match="not a plain linear layer"):
         Mixture([model], adapters=["theta", None])
-
-
-@pytest.mark.parametrize("arch", ["falcon_h1", "modernbert-decoder", "gemma2", "cohere", "mamba"])
-def test_heads_and_caches_of_another_kind_are_refused_when_the_mixture_is_made(arch):
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    size = dict(vocab_size=30, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2)
-    if arch not in ("modernbert-decoder", "mamba"):
-        size |= dict(num_key_value_heads=1, head_dim=8)
-    if arch == "falcon_h1":
-        size |= dict(mamba_d_ssm=16, mamba_n_heads=2, mamba_d_head=8, mamba_d_state=8, lm_head_multiplier=0.5)
-    special = dict(pad_token_id=0, bos_token_id=1, eos_token_id=2, cls_token_id=1, sep_token_id=2)
-    try:
-        config = AutoConfig.for_model(arch, **size, **special, initializer_range=0.4)
-    except ValueError:
-        pytest.skip(f"this transformers has no {arch}")
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config).eval()
-    with pytest.raises(ValueError, match="can't be mixed|can't be used"):
-        Mixture([model])

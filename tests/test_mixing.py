@@ -3,6 +3,7 @@
 import math
 
 import numpy as np
+import oracles
 import pytest
 import torch
 from scipy.optimize import minimize
@@ -225,3 +226,11 @@ def test_equation_10_with_masked_and_padded_tokens():
 def test_bad_input_is_refused_in_words(call, message):
     with pytest.raises(ValueError, match=message):
         call(torch.zeros(3))
+
+
+def test_each_rule_of_two_has_its_oracle():
+    assert set(oracles.PAIR_RULES) == set(RULES) - {"contrastive"}  # whose weights are (1, -gamma)
+    theta, ref = rows(2, 4, 9)
+    for rule in oracles.PAIR_RULES:
+        found = RULES[rule]([theta, ref], (0.3, 0.7)).log_softmax(-1)
+        torch.testing.assert_close(found, oracles.mixed(rule, [theta, ref], (0.3, 0.7)), atol=1e-12, rtol=0)

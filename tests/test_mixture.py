@@ -3,11 +3,12 @@
 import pytest
 import torch
 from conftest import ARCHITECTURES, make_lora_pair, make_mixture, make_model
+from oracles import PAIR_RULES, mixed
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, pipeline
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from logitmix_lite.hf import Mixture
+from logitmix_lite.hf import CACHE, Mixture
 from logitmix_lite.mixture import positions
 from logitmix_lite.rollout import completion_logprobs, pad_rows, rollout
 
@@ -63,7 +64,7 @@ def test_the_ends_of_alpha_are_theta_and_ref(arch):
     assert not torch.equal(*(generate(member) for member in mixture.models))
 
 
-@pytest.mark.parametrize("rule", ["logit", "prob"])
+@pytest.mark.parametrize("rule", PAIR_RULES)
 def test_theta_equal_to_ref_makes_alpha_irrelevant(rule):
     expected = logits_of(make_model()).log_softmax(-1)
     for alpha in (0, 0.3, 1):
@@ -92,7 +93,7 @@ def test_members_with_padded_output_matrices_share_the_smaller_vocabulary():
             assert generate(mixture, do_sample=True, temperature=9.0).max() < 30
 
 
-@pytest.mark.parametrize("rule", ["logit", "prob"])
+@pytest.mark.parametrize("rule", PAIR_RULES)
 def test_a_large_theta_anchored_by_a_small_ref(tmp_path, rule):
     """Of one family, with other hidden sizes, depths and padded vocabularies: sampled, scored, trained, saved."""
     theta, ref = make_model("qwen2", vocab=38, width=32, layers=3), make_model("qwen2", vocab=30, seed=1)
@@ -107,11 +108,8 @@ def test_a_large_theta_anchored_by_a_small_ref(tmp_path, rule):
     with torch.no_grad():  # by hand, from whole sequences without a cache
         places = (seen.cumsum(-1) - 1).clamp(min=0)
         logits = [m(ids, attention_mask=seen, position_ids=places).logits[..., :30] for m in (theta, ref)]
-    if rule == "logit":
-        mixed = (0.4 * logits[0] + 0.6 * logits[1]).log_softmax(-1)
-    else:
-        mixed = (0.4 * logits[0].softmax(-1) + 0.6 * logits[1].softmax(-1)).log()
-    close(logp, mixed[:, 2:-1].gather(-1, args[2][..., None]).squeeze(-1) * args[3])
+    expected = mixed(rule, logits, (0.4, 0.6))[:, 2:-1].gather(-1, args[2][..., None]).squeeze(-1) * args[3]
+    close(logp.double(), expected)
     logp.sum().backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in theta.parameters())
     mixture.save_pretrained(tmp_path / "mixture")
@@ -152,7 +150,7 @@ def test_routed_lora_equals_peft(arch, blocks):
 
 
 @pytest.mark.parametrize("name", ["cache", "past_key_values"])
-@pytest.mark.parametrize("rule", ["logit", "prob"])
+@pytest.mark.parametrize("rule", PAIR_RULES)
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_cache_changes_nothing(kind, rule, name):
     mixture = make_mixture(kind, rule=rule)
@@ -161,7 +159,7 @@ def test_a_cache_changes_nothing(kind, rule, name):
     with torch.no_grad():
         for end in range(1, IDS.shape[1] + 1):
             out = mixture(IDS[:, end - 1 : end], MASK[:, :end], **{name: cache}, use_cache=True)
-            cache = out.cache
+            cache = getattr(out, CACHE)
             steps.append(out.logits)
     close(torch.cat(steps, 1)[MASK.bool()], whole[MASK.bool()])
 

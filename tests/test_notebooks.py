@@ -1,11 +1,18 @@
-"""What every notebook promises, read from the files as they are in git; running them is nbval's part."""
+"""What every notebook promises, read from the files as they are in git; running them in full is nbval's part."""
 
+import os
 import re
+import shutil
 import statistics
+import subprocess
+import sys
 from pathlib import Path
 
 import nbformat
 import pytest
+from nbclient import NotebookClient
+
+import logitmix_lite
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -23,6 +30,10 @@ def notebook(path):
 
 def outputs(cell):
     return "".join("".join(out.get("text", out.get("data", {}).get("text/plain", ""))) for out in cell.outputs)
+
+
+def prose(notebook):
+    return "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
 
 
 def test_badge_and_install_cell_name_the_repository(path, notebook):
@@ -52,11 +63,50 @@ def test_outputs_are_kept_and_clean(notebook):
 
 def test_exercises_start_unsolved_and_their_solutions_pass(notebook):
     """Checks print: before the student's work that it is not solved, after the folded solution that it is right."""
-    prose = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
-    numbers = re.findall(r"^\*\*(\d)\. .*?\*\* \((?:easy|medium|hard), \d+ minutes\)", prose, re.M)
+    numbers = re.findall(r"^\*\*(\d)\. .*?\*\* \((?:easy|medium|hard), \d+ minutes\)", prose(notebook), re.M)
     assert 2 <= len(numbers) <= 4
     for number in numbers:
         said = [(cell.metadata.get("tags"), outputs(cell)) for cell in notebook.cells if cell.cell_type == "code"]
         said = [(tags, text) for tags, text in said if f"exercise {number}:" in text]
         assert [tags for tags, _ in said] == [None, ["solution"]]
         assert f"exercise {number}: not solved yet" in said[0][1] and f"exercise {number}: right" in said[1][1]
+
+
+def test_links_lead_to_files_and_names_to_what_they_define(path, notebook):
+    links = [link for link in re.findall(r"\]\(([^)#\s]+)\)", prose(notebook)) if "://" not in link]
+    assert links and not [link for link in links if not (path.parent / link).exists()]
+    used = notebook.cells[-1].source.split("Functions used:")[1]
+    before = r"((?:`[^`]+`(?:, )?)+) in \[[^]]+\]\(([^)]+\.py)\)"  # `names` in [file](link), or [`names`](link)
+    inside = r"\[((?:`[^`]+`(?:, )?)+)\]\(([^)]+\.py)\)"
+    for names, link in re.findall(before, used) + re.findall(inside, used):
+        source = (path.parent / link).read_text(encoding="utf-8")
+        for name in re.findall(r"`([^`/]+)`", names):
+            defined = rf"^ *(?:def|class) {name.split('.')[-1]}\b|^{name}\b"
+            assert re.search(defined, source, re.M), f"{link} does not define {name}"
+
+
+def test_data_is_found_by_the_package_and_not_from_the_working_folder(notebook):
+    code = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "code")
+    assert "start_notebook()" in code and not re.search(r"""Path\(["']\.\.|["'](?:\.\./|data/|logitmix_lite/)""", code)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("where", ["the repository", "elsewhere"])
+def test_the_quickstart_runs_from_any_working_folder(where, tmp_path):
+    """All of it that reads data; training is left out."""
+    notebook = nbformat.read(NOTEBOOKS[0], as_version=4)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    training = next(k for k, cell in enumerate(code) if re.search(r"^ *train\(", cell.source, re.M))
+    notebook.cells = code[:training] + [cell for cell in code[training:] if "results /" in cell.source]
+    folder = ROOT if where == "the repository" else tmp_path
+    NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(folder)}}).execute()
+
+
+def test_without_the_repository_a_notebook_says_what_is_missing(tmp_path):
+    """As after `pip install .`: the package lies alone in a folder of packages."""
+    shutil.copytree(Path(logitmix_lite.__file__).parent, tmp_path / "logitmix_lite")
+    begin = "from logitmix_lite.lab.course import start_notebook; start_notebook()"
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    found = subprocess.run([sys.executable, "-c", begin], cwd=tmp_path, env=env, capture_output=True, text=True)
+    last = found.stderr.strip().splitlines()[-1]
+    assert last.startswith("FileNotFoundError: the course's data") and "clone the repository" in last

@@ -16,7 +16,8 @@ PACKAGE = Path(logitmix_lite.__file__).parent
 RINGS = [
     {"fast", "tasks"},
     {"mixing", "grpo", "schedules", "mixture", "hf", "rollout", "train"},
-    {"config", "methods", "models", "sft", "evaluate", "runs", "records", "stats", "ranks", "recipe"},
+    {"config", "methods", "models", "sft", "evaluate", "runs", "records", "stats", "ranks", "recipe", "watch",
+     "disk", "fingerprints"},
     {"lab"},
     {"__init__", "__main__"},
 ]
@@ -114,7 +115,7 @@ def test_no_file_is_long(file):
 def test_the_lab_is_small():
     """All of it but the benchmark, which compares with other packages."""
     lab = [file for file in FILES if file.startswith("lab/") and not file.startswith("lab/bench/")]
-    assert sum(len((PACKAGE / file).read_text(encoding="utf-8").splitlines()) for file in lab) <= 930
+    assert sum(len((PACKAGE / file).read_text(encoding="utf-8").splitlines()) for file in lab) <= 960
 
 
 def test_what_is_listed_as_late_exists():

@@ -1,1 +1,1 @@
-"""Speed: LoRA policies on one backbone, KV caches, and a decoding step recorded as a CUDA graph."""
+"""Speed: LoRA policies on one backbone, KV caches, a decoding step as a CUDA graph, log-probs in chunks."""

@@ -12,6 +12,7 @@ from threading import Event
 from tqdm import tqdm
 
 from ..config import Preset, check
+from ..disk import own
 from ..methods import named
 from ..records import read_config, read_metrics
 from ..runs import FREE
@@ -23,8 +24,8 @@ def sweep(preset: Preset, methods: list[str], seeds: list[int], out: str | Path,
     """Train with every method and seed, `jobs` runs at a time, each in a process of its own: `out/METHOD-seedN`.
 
     Runs that are finished are kept, runs that were cut short go on. A run that fails does not stop the others.
-    Raises ValueError for an unknown method, or a run there that was made with other settings, before anything starts,
-    and OSError where runs failed."""
+    Raises ValueError for an unknown method, a run there that was made with other settings, or another sweep there,
+    before anything starts, and OSError where runs failed."""
     if jobs < 1:
         raise ValueError(f"jobs must be at least 1, got {jobs}")
     # seed by seed: a grid that is stopped halfway has compared every method
@@ -33,7 +34,9 @@ def sweep(preset: Preset, methods: list[str], seeds: list[int], out: str | Path,
         check_same(preset, name, folder)
     todo = [folder for folder in grid if not (folder / "final").exists()]
     logs, stopped = Path(out) / "logs", Event()
-    logs.mkdir(parents=True, exist_ok=True)
+    Path(out).mkdir(parents=True, exist_ok=True)
+    _lock = own(Path(out))  # until this function ends
+    logs.mkdir(exist_ok=True)
     settings = {field: value for field, value in asdict(preset).items() if field != "name"}
     (Path(out) / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
     threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs)), "TQDM_DISABLE": "1"}

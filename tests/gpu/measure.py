@@ -28,7 +28,7 @@ def measure(out: Path, name: str, flags: list[str]) -> None:
     found, folder = {}, out / "premise"
     folder.mkdir(exist_ok=True)
     for split in ("validation", "test"):
-        answers = premise(mixture, tokenizer, task, getattr(task, split), (16, 32) if tiny else LENGTHS)
+        answers = premise(mixture, tokenizer, task, getattr(task, split), (32, 64) if tiny else LENGTHS)
         for length, policies in answers.items():
             found[f"{split}-{length}"] = {"policies": premise_table(policies), **expectation(policies)}
             for policy, e in policies.items():

@@ -32,8 +32,8 @@ RUNS = [  # the strong baseline first; what was not started when time is over is
 ]  # fmt: skip
 ANCHORS = {  # name: settings of `sft`
     "human-200": ["--sft-demos", "200", "--sft-steps", "19"],
-    "human-4000": ["--sft-demos", "4000", "--sft-steps", "125"],
-    "short-1000": ["--sft-demos", "1000", "--sft-steps", "62", "--sft-task", "short.jsonl"],
+    "human-4000": ["--sft-demos", "4000", "--sft-steps", "50"],
+    "short-1000": ["--sft-demos", "1000", "--sft-steps", "31", "--sft-task", "short.jsonl"],
     "answer-1000": ["--sft-demos", "1000", "--sft-steps", "31", "--sft-task", "answer.jsonl"],
 }
 

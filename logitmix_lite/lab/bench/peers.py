@@ -15,8 +15,8 @@ import torch
 from peft import LoraConfig
 
 from ...config import load_preset
-from ...grpo import token_logprobs
-from ...models import LORA_LAYERS, default_device, locate
+from ...fast.logprobs import token_logprobs
+from ...models import default_device, locate
 from ...recipe import train
 from ...records import read_metrics
 from ...tasks import load_task
@@ -77,7 +77,7 @@ def row_step(work: Work) -> list[dict]:
 
         trainer = GRPOTrainer(
             locate("smol"), reward, args=config, train_dataset=Dataset.from_list(rows), callbacks=[Clock()],
-            peft_config=LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules=LORA_LAYERS, task_type="CAUSAL_LM"),
+            peft_config=LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules="all-linear", task_type="CAUSAL_LM"),
         )  # fmt: skip
         trainer.train()
     peer = [b - a for a, b in zip(ends[1:], ends[2:], strict=False)]
