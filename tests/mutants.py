@@ -34,12 +34,13 @@ TESTS = {
     "tasks/rewards.py": ["test_rewards.py", "test_benchmarks.py"],
     "tasks/equality.py": ["test_equality.py", "test_rewards.py"],
 }
-# Survivors that do no harm, by file and change, and why.
-EXCUSED = {
-    "grpo.py: 25 -> 26": "the size of a chunk changes memory, not the result",
-    "grpo.py: 24 -> 25": "the size of a chunk changes memory, not the result",
-    "mixture.py: 24 -> 25": "the size of a chunk changes memory, not the result",
-}
+# Survivors that do no harm: a part of the line, the change, and why.
+CHUNK = "the size of a chunk changes memory, not the result"
+EXCUSED = [
+    ("chunk = chunk or", "25 -> 26", CHUNK),
+    ("2**24", "24 -> 25", CHUNK),
+    ("masked_fill(mask == 0, 0).exp()", "0 -> 1", "what padding holds is dropped by the mean over tokens"),
+]
 
 COMPARE = {
     ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq,
@@ -177,7 +178,9 @@ def main() -> None:
         counts[file][1] += 1
         print(f"{'killed  ' if caught else 'SURVIVED'} {time.perf_counter() - began:5.0f} s  {name}", flush=True)
         if not caught:
-            survivors.append((name, EXCUSED.get(f"{file}: {what}")))
+            text = (ROOT / "logitmix_lite" / file).read_text().splitlines()[line - 1]
+            why = next((why for part, change, why in EXCUSED if part in text and change == what), None)
+            survivors.append((name, why))
     print("\nfile                 killed  of")
     for file, (caught, total) in counts.items():
         print(f"{file:20} {caught:6} {total:3}")
