@@ -34,8 +34,13 @@ TESTS = {
     "tasks/rewards.py": ["test_rewards.py", "test_benchmarks.py"],
     "tasks/equality.py": ["test_equality.py", "test_rewards.py"],
 }
-# Survivors that do no harm, by the start of the mutant's name, and why.
-EXCUSED: dict[str, str] = {}
+# Survivors that do no harm: a part of the line, the change, and why.
+CHUNK = "the size of a chunk changes memory, not the result"
+EXCUSED = [
+    ("chunk = chunk or", "25 -> 26", CHUNK),
+    ("2**24", "24 -> 25", CHUNK),
+    ("masked_fill(mask == 0, 0).exp()", "0 -> 1", "what padding holds is dropped by the mean over tokens"),
+]
 
 COMPARE = {
     ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq,
@@ -46,7 +51,7 @@ ARITHMETIC = {
     ast.BitAnd: ast.BitOr, ast.BitOr: ast.BitAnd, ast.Pow: ast.Mult,
 }  # fmt: skip
 # Calls whose loss or swapped arguments would crash at once, or change nothing but a type.
-UNTOUCHED = {"range", "zip", "getattr", "hasattr", "isinstance", "item", "tolist", "to", "float", "double"}
+UNTOUCHED = {"range", "zip", "getattr", "hasattr", "isinstance", "item", "tolist", "to", "float", "double", "max"}
 
 
 def changes(node: ast.AST) -> Iterator[ast.AST]:
@@ -62,7 +67,8 @@ def changes(node: ast.AST) -> Iterator[ast.AST]:
         new.op = ast.Or() if isinstance(node.op, ast.And) else ast.And()
         yield new
     elif isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not | ast.USub):
-        yield new.operand  # a `not` or a minus removed
+        if ast.unparse(node) != "-1":  # of a matrix, axis 1 is axis -1
+            yield new.operand  # a `not` or a minus removed
     elif isinstance(node, ast.IfExp):
         yield new.body
         yield new.orelse
@@ -172,7 +178,9 @@ def main() -> None:
         counts[file][1] += 1
         print(f"{'killed  ' if caught else 'SURVIVED'} {time.perf_counter() - began:5.0f} s  {name}", flush=True)
         if not caught:
-            survivors.append((name, next((why for start, why in EXCUSED.items() if name.startswith(start)), None)))
+            text = (ROOT / "logitmix_lite" / file).read_text().splitlines()[line - 1]
+            why = next((why for part, change, why in EXCUSED if part in text and change == what), None)
+            survivors.append((name, why))
     print("\nfile                 killed  of")
     for file, (caught, total) in counts.items():
         print(f"{file:20} {caught:6} {total:3}")

@@ -134,8 +134,8 @@ def test_groups_of_equal_reward_cost_nothing_and_count_in_the_mean(tmp_path):
 
 def test_killed_and_resumed_is_never_interrupted(tmp_path):
     """SIGKILL in the middle, then resumed: weights, optimiser, random state and metrics as if nothing had happened."""
-    train(small(steps=6), "adaptive", tmp_path / "whole")
-    flags = [f"--{name.replace('_', '-')}={value}" for name, value in (SMALL | {"steps": 6}).items()]
+    train(quick(steps=8), "adaptive", tmp_path / "whole")
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in (QUICK | {"steps": 8}).items()]
     command = [sys.executable, "-m", "logitmix_lite", "train", "--method=adaptive", *flags, "--out"]
     process = subprocess.Popen([*command, tmp_path / "killed"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while len(read_metrics(tmp_path / "killed")) < 3 and process.poll() is None:
@@ -143,7 +143,7 @@ def test_killed_and_resumed_is_never_interrupted(tmp_path):
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     assert not (tmp_path / "killed" / "final").exists(), "it finished before the kill"
-    train(small(steps=6), "adaptive", tmp_path / "killed", resume=True)
+    train(quick(steps=8), "adaptive", tmp_path / "killed", resume=True)
     assert untimed(tmp_path / "whole") == untimed(tmp_path / "killed")
     assert same(theta(tmp_path / "whole"), theta(tmp_path / "killed"))
     whole, killed = (torch.load(tmp_path / name / "checkpoint.pt") for name in ("whole", "killed"))
