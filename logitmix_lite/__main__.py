@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import sys
+import warnings
 from dataclasses import fields
 from pathlib import Path
 
@@ -16,6 +17,7 @@ def main(arguments: list[str] | None = None) -> None:
     args = make_parser().parse_args(arguments)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    warnings.simplefilter("ignore", FutureWarning)  # of other packages about each other
     try:
         COMMANDS[args.command](args)
     except KeyboardInterrupt:
