@@ -12,8 +12,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from .fast.lora import decoder_layers
+from .fast.precision import trainable
 from .hf import Mixture, MixtureConfig, lacks_tokenizer
-from .train import trainable
 
 HOME = Path(os.environ.get("LOGITMIX_HOME", Path.home() / ".cache" / "logitmix_lite"))
 REPOSITORY = Path(__file__).resolve().parents[1]

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .fast.decode import Decoder, GraphDecoder
+from .fast.rows import pad_rows
 from .hf import Mixture
 from .mixture import MixedPolicy, evaluating, positions
 
@@ -60,8 +61,8 @@ def rollout(
     leave the batch. temperature 0 is greedy decoding. A completion depends on the seed and on its place in the batch,
     not on when the others finish. eos, pad: default to the model's own; eos may be several ids. keep: return what the
     frozen members found (`Rollouts.kept`), so that `completion_logprobs` need not run them again; it costs
-    `N * T * D_k` numbers a member, D_k / V of its logits. skip: how many
-    completions, sampled elsewhere, come before these in the batch; these are as if sampled together with them.
+    `N * T * D_k` numbers a member, D_k / V of its logits. skip: how many completions, sampled elsewhere, come before
+    these in the batch; these are as if sampled together with them.
 
     Raises ValueError where a prompt and `max_new_tokens` together exceed the model's context."""
     mixture = mixture if isinstance(mixture, MixedPolicy) else Mixture([mixture])
@@ -177,29 +178,6 @@ def completion_logprobs(
     hidden += [h[:, :width][trained] for h in kept or ()]
     logp = mixture.score(hidden, completions[trained], temperature or 1.0)
     return torch.zeros(mask.shape, dtype=logp.dtype, device=logp.device).masked_scatter(mask.bool(), logp)
-
-
-def token_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
-    """Places of rows of these lengths, shortest first, in batches of at most `budget` tokens, padding included.
-
-    Like lengths come together, so little of it is padding. A row longer than the budget is a batch of its own."""
-    batches: list[list[int]] = []
-    for row in sorted(range(len(lengths)), key=lambda k: lengths[k]):
-        if not batches or (len(batches[-1]) + 1) * lengths[row] > budget:
-            batches.append([])
-        batches[-1].append(row)
-    return batches
-
-
-def pad_rows(rows: Sequence[Sequence[int]], pad: int, left: bool = False) -> tuple[Tensor, Tensor]:
-    """Ragged lists of token ids as one `[n, longest]` tensor and its mask (1 on real tokens)."""
-    longest = max(map(len, rows))
-    ids = torch.full((len(rows), longest), pad)
-    mask = torch.zeros_like(ids)
-    for k, row in enumerate(rows):
-        span = slice(longest - len(row), longest) if left else slice(0, len(row))
-        ids[k, span], mask[k, span] = torch.tensor(row, dtype=torch.long), 1
-    return ids, mask
 
 
 def _special_ids(mixture: Mixture, eos, pad) -> tuple[list[int], int]:

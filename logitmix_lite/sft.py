@@ -8,14 +8,15 @@ import torch
 from tqdm import tqdm
 
 from .config import Preset, load_preset
+from .fast.precision import clip_gradients, loss_scale, trainable
+from .fast.rows import pad_rows, token_batches
 from .fingerprints import contents
 from .hf import Mixture
 from .models import add_lora, check_precision, load_model, load_tokenizer, save_policy
 from .ranks import Ranks
-from .rollout import completion_logprobs, pad_rows, token_batches
+from .rollout import completion_logprobs
 from .runs import Run, batch_indices
 from .tasks.load import encode_demo, end_tokens
-from .train import clip_gradients, loss_scale, trainable
 from .watch import Watch
 
 

@@ -4,15 +4,17 @@ The methods differ in the mixture (its members, weights and rule), in the schedu
 of them is running."""
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from math import isfinite
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from .fast.precision import clip_gradients, loss_scale, trainable
+from .fast.rows import token_batches
 from .grpo import group_advantages, grpo_loss, kl_k3, sequence_mean
 from .hf import Mixture
-from .rollout import Rollouts, completion_logprobs, rollout, token_batches
+from .rollout import Rollouts, completion_logprobs, rollout
 from .tasks.rewards import grade_all
 
 
@@ -160,21 +162,3 @@ class Trainer:
             for rows in batches:
                 logp[rows] = self.logprobs(rollouts, rows).to(logp.dtype)
         return logp
-
-
-def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters that get a gradient, by name."""
-    return {name: p for name, p in model.named_parameters() if p.requires_grad}
-
-
-def loss_scale(model: nn.Module) -> float:
-    """What to multiply a loss by before its backward pass. In float16 small gradients would round to 0."""
-    return 2.0**12 if model.config.dtype == torch.float16 else 1.0
-
-
-def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float, scale: float = 1.0) -> Tensor:
-    """Divide gradients by the loss's scale, then shorten them together to `max_norm`; returns the norm before that."""
-    parameters = [p for p in parameters if p.grad is not None]
-    for p in parameters if scale != 1 else ():
-        p.grad /= scale
-    return torch.nn.utils.clip_grad_norm_(parameters, max_norm)

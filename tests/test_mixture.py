@@ -8,9 +8,10 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, pipeline
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from logitmix_lite.fast.rows import pad_rows
 from logitmix_lite.hf import CACHE, Mixture
 from logitmix_lite.mixture import positions
-from logitmix_lite.rollout import completion_logprobs, pad_rows, rollout
+from logitmix_lite.rollout import completion_logprobs, rollout
 
 PROMPTS = [[5, 7, 9, 11, 3], [8, 2], [4, 4, 6]]
 IDS, MASK = pad_rows(PROMPTS, 0, left=True)

@@ -8,10 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from logitmix_lite import grpo_loss, kl_k3, mix_logits, mix_probs, product_of_experts, token_logprobs
+from logitmix_lite.fast.rows import pad_rows, token_batches
 from logitmix_lite.grpo import group_advantages, sequence_mean
 from logitmix_lite.mixing import log_z
 from logitmix_lite.mixture import positions
-from logitmix_lite.rollout import pad_rows, sample, token_batches
+from logitmix_lite.rollout import sample
 
 quick = settings(deadline=None, max_examples=60)
 number = st.floats(-50, 50, width=32)

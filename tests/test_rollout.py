@@ -13,7 +13,8 @@ from transformers.cache_utils import DynamicLayer
 
 from logitmix_lite.fast.cache import BufferLayer, MixtureCache
 from logitmix_lite.fast.decode import GraphDecoder
-from logitmix_lite.rollout import completion_logprobs, pad_rows, rollout, sample, token_batches
+from logitmix_lite.fast.rows import pad_rows, token_batches
+from logitmix_lite.rollout import completion_logprobs, rollout, sample
 
 PROMPTS = [[5, 7, 9, 11, 3], [8, 2], [4, 4, 6]]
 KINDS = ["pair", "lora", "late"]

@@ -14,6 +14,7 @@ from matplotlib.colors import to_rgb
 
 from logitmix_lite.__main__ import chosen_preset, main, make_parser
 from logitmix_lite.config import load_preset
+from logitmix_lite.fast.precision import trainable
 from logitmix_lite.hf import Mixture
 from logitmix_lite.lab.report import FIGURES, plot_curves
 from logitmix_lite.lab.sweep import sweep
@@ -22,7 +23,6 @@ from logitmix_lite.methods import METHODS
 from logitmix_lite.models import average_with_base, load_model
 from logitmix_lite.records import read_config
 from logitmix_lite.schedules import Fixed
-from logitmix_lite.train import trainable
 
 SMALL = dict(steps=1, prompts=2, samples=2, test_size=4, validation_size=2)
 

@@ -7,9 +7,9 @@ from functools import partial
 import torch
 from transformers import LogitsProcessor
 
+from ...fast.rows import pad_rows
 from ...hf import CACHE
 from ...models import default_device
-from ...rollout import pad_rows
 from .. import budget
 from . import Work
 from .work import RANK, clock, compare, learn, load, policies, prompts, result, rounds, sample
