@@ -25,11 +25,13 @@ TESTS = {
     "mixing.py": ["test_mixing.py"],
     "grpo.py": ["test_grpo.py", "test_rollout.py -k training_pass"],
     "schedules.py": ["test_evaluate.py -k adaptive", f"{REFERENCE}[adaptive-pair]"],
-    "mixture.py": ["test_lora.py", "test_mixture.py", "test_rollout.py"],
+    "mixture.py": ["test_lora.py", "test_mixture.py", "test_hf.py", "test_rollout.py"],
     "rollout.py": ["test_rollout.py"],
     "train.py": [
-        "test_train.py -k 'microbatches or equal_reward or epochs or alpha_one or half_precision'",
+        "test_train.py -k 'equal_reward or clip_fraction or alpha_one or half_precision or nan or every_method'",
         f"{REFERENCE}[grpo-kl-pair]",
+        f"{REFERENCE}[adaptive-pair]",
+        "test_ranks.py -k two_ranks_make",
     ],
     "tasks/rewards.py": ["test_rewards.py", "test_benchmarks.py"],
     "tasks/equality.py": ["test_equality.py", "test_rewards.py"],
@@ -40,6 +42,11 @@ EXCUSED = [
     ("chunk = chunk or", "25 -> 26", CHUNK),
     ("2**24", "24 -> 25", CHUNK),
     ("masked_fill(mask == 0, 0).exp()", "0 -> 1", "what padding holds is dropped by the mean over tokens"),
+    ("2**24", "2 -> 3", "up to which size heads stand side by side decides the speed, not the result"),
+    ("LONGEST", "300 -> 301", "one character more or less"),
+    ("LONGEST", "> LONGEST -> len(answer) >= LONGEST", "one character more or less"),
+    ("GraphDecoder.fits", "fits(cache, mixture)", "runs on a GPU alone, where tests/gpu/test_gpu.py holds it"),
+    ("eos[0] if eos else 0", "0 -> 1", "where nothing ends, no completion has padding, and that of prompts is masked"),
 ]
 
 COMPARE = {

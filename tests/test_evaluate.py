@@ -11,6 +11,7 @@ import torch
 from scipy.stats import binomtest
 
 from logitmix_lite import evaluate, load_model, load_policy, load_task, load_tokenizer
+from logitmix_lite.config import load_preset
 from logitmix_lite.evaluate import majority_vote
 from logitmix_lite.lab.study import compare, who_decided
 from logitmix_lite.schedules import Adaptive
@@ -156,6 +157,7 @@ def test_adaptive_alpha():
     slow = Adaptive(0.5, offset=0.1, scale=0.2, smoothing=0.25)
     slow.after_step(1, solves.get)
     assert slow.alpha == pytest.approx(0.75 * 0.5 + 0.25 * schedule.alpha)
+    assert Adaptive.of(load_preset("tiny")) == Adaptive(0.5)  # the same defaults in both places
     steep = Adaptive(0.5, scale=1e-4)
     steep.update([0], [1])
     assert steep.alpha == 0  # far out, and no overflow

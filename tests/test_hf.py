@@ -32,6 +32,10 @@ def test_labels_give_the_mean_cross_entropy_and_count_the_batch_of_a_trainer():
     shared.backward()
     assert all(p.grad is not None for p in mixture.models[0].parameters())
     assert all(p.grad is None for p in mixture.models[1].parameters())  # only theta is trained
+    mixture = make_mixture(rule="prob")
+    mixture(input_ids=IDS, labels=labels).loss.backward()
+    assert all(p.grad is not None for p in mixture.models[0].parameters())
+    assert all(p.grad is None for p in mixture.models[1].parameters())
 
 
 def test_arguments_are_heeded_or_refused():

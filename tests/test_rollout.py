@@ -316,3 +316,10 @@ def test_token_batches_hold_each_row_once_within_the_budget():
     assert all(len(batch) * max(lengths[k] for k in batch) <= 10 or len(batch) == 1 for batch in batches)
     assert token_batches([5, 5, 5], 10) == [[0, 1], [2]]  # as full as the budget allows
     assert len(token_batches(lengths, 1000)) == 1 and token_batches([], 10) == []
+
+
+def test_a_model_that_knows_no_end_fills_every_place():
+    model = make_model(eos=None)
+    model.generation_config.eos_token_id = None
+    drawn = rollout(model, [[5, 6], [7]], samples=2, max_new_tokens=5)
+    assert drawn.truncated.all() and drawn.mask.all() and drawn.completions.shape == (4, 5)

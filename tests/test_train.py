@@ -118,6 +118,18 @@ def test_alpha_one_leaves_theta_alone(tmp_path):
     assert all(torch.equal(before[name], p) for name, p in run.parameters.items())
 
 
+def test_clip_fraction_counts_the_tokens_where_the_clip_acts(tmp_path):
+    """A ratio of 1.3 binds where the advantage is positive, one of 0.7 where it is negative, one of 1.1 nowhere."""
+    run = trainer(tmp_path)
+    run.optimizer.step = lambda: None
+    rollouts, advantages = scored_batch(run)
+    sampled, used = rollouts.logps, rollouts.mask[advantages != 0].sum()
+    for ratio, sign in ((1.3, 1), (0.7, -1), (1.1, 0)):
+        rollouts.logps = sampled - torch.tensor(ratio).log() * rollouts.mask
+        bound = rollouts.mask[advantages * sign > 0].sum()
+        assert run.update(rollouts, advantages)["clip_fraction"] == pytest.approx((bound / used).item())
+
+
 def test_groups_of_equal_reward_cost_nothing_and_count_in_the_mean(tmp_path):
     run = trainer(tmp_path)
     rollouts, advantages = scored_batch(run)
