@@ -42,6 +42,8 @@ EXCUSED = [
     ("chunk = chunk or", "25 -> 26", CHUNK),
     ("2**24", "24 -> 25", CHUNK),
     ("masked_fill(mask == 0, 0).exp()", "0 -> 1", "what padding holds is dropped by the mean over tokens"),
+    ("2**24 // self.config.vocab_size", "2 ** 24 * self.config.vocab_size", CHUNK),
+    ("if width > 1", "width > 1 -> width >= 1", "a pass over no tokens adds nothing"),
     ("2**24", "2 -> 3", "up to which size heads stand side by side decides the speed, not the result"),
     ("LONGEST", "300 -> 301", "one character more or less"),
     ("LONGEST", "> LONGEST -> len(answer) >= LONGEST", "one character more or less"),

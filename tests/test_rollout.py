@@ -323,3 +323,10 @@ def test_a_model_that_knows_no_end_fills_every_place():
     model.generation_config.eos_token_id = None
     drawn = rollout(model, [[5, 6], [7]], samples=2, max_new_tokens=5)
     assert drawn.truncated.all() and drawn.mask.all() and drawn.completions.shape == (4, 5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_completions_of_one_token_are_scored_from_their_prompts(kind):
+    mixture = make_mixture(kind)
+    drawn = rollout(mixture, PROMPTS, samples=2, max_new_tokens=1, eos=[])
+    torch.testing.assert_close(rescore(mixture, drawn).detach(), drawn.logps, atol=1e-5, rtol=0)
