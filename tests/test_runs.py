@@ -417,6 +417,23 @@ def test_moved_data_and_weights_resume_and_changed_ones_are_refused(tmp_path):
     assert read_config(tmp_path / "run") == made
 
 
+def test_moved_problems_resume_and_changed_ones_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("logitmix_lite.tasks.load.BOX_IT", "")  # the tiny tokenizer has no capital P
+    rows = [{"question": f"{k}+1?", "answer": str(k + 1)} for k in range(20)]
+
+    def go(name, rows, resume=True):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        sft(small(**LEARN | {"sft_demos": 16}, task=str(path), sft_task=str(path)), tmp_path / "run", resume=resume)
+
+    go("here.jsonl", rows, resume=False)
+    go("elsewhere/here.jsonl", rows)
+    for changed in (rows + [{"question": "99+1?", "answer": "100"}], rows[:-1] + [rows[-1] | {"answer": "7"}]):
+        with pytest.raises(ValueError, match="was started with other problems .*, problems in its config"):
+            go("here.jsonl", changed)
+
+
 def test_whole_weights_that_training_starts_from_are_known(tmp_path):
     sft(small(**LEARN), tmp_path / "run")
     with pytest.raises(ValueError, match="was started with other weights that theta starts from"):
