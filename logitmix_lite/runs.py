@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .disk import LOCK, load_whole, own, sync, told, write_whole
-from .fingerprints import PACKAGES, contents, fingerprint, hardware, problems_fingerprint  # noqa: F401
+from .fingerprints import PACKAGES, hardware
 from .records import read_config, read_metrics, to_json
 from .watch import Diverged
 

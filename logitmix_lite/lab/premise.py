@@ -4,12 +4,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from ..evaluate import Evaluation
+from ..recipe import ALONE
 from ..rollout import rollout
 from ..stats import contingency, difference_interval, interval
 from ..tasks import encode_prompt
 from ..tasks.rewards import grade_all
-
-ALONE = {"theta": (1.0, 0.0), "ref": (0.0, 1.0)}
 
 
 def premise(mixture, tokenizer, task, problems: Sequence, lengths: Sequence[int]) -> dict[int, dict[str, Evaluation]]:

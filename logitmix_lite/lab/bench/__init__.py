@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError("prompts, samples, new and runs must be at least 1")
     if args.out:
         check_new(args.out)
-    from ...runs import PACKAGES, hardware
+    from ...fingerprints import PACKAGES, hardware
     from . import peers, rows
     from .work import is_real
 
