@@ -1,0 +1,148 @@
+"""The pictures in docs/pictures, drawn from the tiny models; `python -m logitmix_lite.lab.pictures` remakes them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import FancyBboxPatch
+from torch import Tensor
+
+from ..hf import Mixture
+from ..mixing import mix_logits
+from ..models import load_model, load_tokenizer
+from ..rollout import rollout
+from ..tasks import encode_prompt
+from .plots import MIX, REF, THETA
+
+QUESTION, ALPHA = "18-19-4+19-2?", 0.75  # the example that goes through the course
+FINDING = """Alone each gets 18-19-4+19-2 wrong, together they are right
+The anchor puts in a sign and the box, base keeps a minus."""
+NOTE = "Alone, base ends in 14\nand the anchor in 20.\nalpha 0.75, no training"
+ROLES = {"anchor": (REF[0], "black"), "base": (THETA[0], "white"), "mixture": (MIX[0], "black")}  # fill and ink
+PALE, RULE = "#f4f4f4", "#c9c9c9"
+
+
+@dataclass
+class Reading:
+    """A text read token by token with both policies and their product.
+
+    pieces: its T tokens as text. logps: for "base" (theta, whatever it is), "anchor" and "mixture", the log-probs of
+    the next token at each place, `[T, V]`. vocabulary: the V tokens as text."""
+
+    pieces: list[str]
+    logps: dict[str, Tensor]
+    vocabulary: list[str]
+
+    def choices(self, name: str) -> list[str]:
+        """What this policy finds most likely at each place."""
+        return [self.vocabulary[k] for k in self.logps[name].argmax(-1).tolist()]
+
+    def kl(self) -> list[float]:
+        """KL(theta || ref) at each place, in nats: how far apart the two are."""
+        theta, ref = self.logps["base"], self.logps["anchor"]
+        return (theta.exp() * (theta - ref)).sum(-1).tolist()
+
+    def decided(self) -> list[str | None]:
+        """Whose first choice stands in the text where the two differ: "base", "anchor", or None for neither."""
+        pairs = zip(self.pieces, self.choices("base"), self.choices("anchor"), strict=True)
+        return [None if a == b or piece not in (a, b) else "base" if piece == a else "anchor" for piece, a, b in pairs]
+
+
+@torch.no_grad()
+def read_with_both(theta, ref, tokenizer, prompt: Sequence[int], text: str, alpha: float) -> Reading:
+    """Read `text`, an answer to `prompt` (token ids), with theta, ref and their mixture of weight alpha on ref."""
+    answer = tokenizer(text, add_special_tokens=False)["input_ids"]
+    ids = torch.tensor([[*prompt, *answer]], device=theta.device)
+    first, second = (model(ids).logits[0, len(prompt) - 1 : -1] for model in (theta, ref))
+    logits = {"base": first, "anchor": second, "mixture": mix_logits(first, second, alpha)}
+    logps = {name: x.float().log_softmax(-1).cpu() for name, x in logits.items()}
+    pieces, vocabulary = (list(map(tokenizer.decode, some)) for some in (answer, range(first.shape[-1])))
+    return Reading(pieces, logps, vocabulary)
+
+
+def box(ax: Axes, x: float, y: float, text: str, fill: str, ink="black", edge=RULE, width=0.9, **font) -> None:
+    """Draw one rounded box with a token in it, its centre at (x, y)."""
+    shape = "round,pad=0,rounding_size=0.14"
+    ax.add_patch(FancyBboxPatch((x - width / 2, y - 0.45), width, 0.9, boxstyle=shape, fc=fill, ec=edge, lw=0.8))
+    shown = {" ": "␣", "\n": "⏎"}.get(text, text)
+    ax.text(x, y - 0.04, shown, color=ink, ha="center", va="center", **({"family": "monospace", "size": 12} | font))
+
+
+def canvas(width: float, height: float, inches: float = 5.2) -> Axes:
+    """Empty axes over a whole figure of that width, in units of one box."""
+    figure = plt.figure(figsize=(inches, inches * height / width), dpi=150, layout="none")
+    ax = figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(-height, 0))
+    ax.axis("off")
+    return ax
+
+
+def who_decided_strip(reading: Reading, title: str = "", note: str = "", columns: int = 17) -> Figure:
+    """What each policy would say next, above the mixture's text; where the two differ, the winner's box is filled.
+
+    The skyline is KL(theta || ref). note: for the free space at the end. At most `columns` tokens a line."""
+    says = {"anchor": reading.choices("anchor"), "base": reading.choices("base"), "mixture": reading.pieces}
+    differ = [a != b for a, b in zip(says["anchor"], says["base"], strict=True)]
+    starts, kl, decided = lines_of(reading.pieces, columns), reading.kl(), reading.decided()
+    lines = [range(a, b) for a, b in zip(starts, [*starts[1:], len(kl)], strict=True)]
+    skies = [1.7 + 1.2 * max(kl[k] for k in line) / max(kl) if any(differ[k] for k in line) else 0.6 for line in lines]
+    ax = canvas(columns + 3.7, 2.2 + sum(skies) + 3.2 * len(lines))
+    ax.text(0.2, -0.9, title.partition("\n")[0], size=10.2, weight="bold", va="center")
+    ax.text(0.2, -1.9, title.partition("\n")[2], size=9.5, va="center")
+    ground = -2.2
+    for line, sky in zip(lines, skies, strict=True):
+        ground -= sky
+        ax.plot([3.5, columns + 3.5], [ground, ground], color=RULE, lw=0.8)
+        if sky > 1:
+            ax.text(3.3, ground + 0.15, "how far apart\n(KL in nats)", ha="right", size=7.5, color="#555555")
+        for row, (role, said) in enumerate(says.items()):
+            y = ground - 0.6 - row
+            box(ax, 1.75, y, role, *ROLES[role], ROLES[role][0], width=3.1, family=None, size=9)
+            for x, place in enumerate(line, 4):
+                winner = decided[place]
+                if winner and role in (winner, "mixture"):
+                    box(ax, x, y, said[place], *ROLES[winner], ROLES[winner][0], weight="bold")
+                elif differ[place] and role != "mixture":  # what was overruled
+                    box(ax, x, y, said[place], "white", "#444444", ROLES[role][0])
+                    ax.plot([x - 0.3, x + 0.3], [y - 0.3, y + 0.3], color=ROLES[role][0], lw=1.2, zorder=2)
+                else:
+                    box(ax, x, y, said[place], PALE)
+        for x, place in enumerate(line, 4):
+            tall = 1.2 * kl[place] / max(kl)
+            ax.bar(x, tall, 0.6, bottom=ground, color="#555555")
+            if differ[place]:
+                ax.text(x, ground + tall + 0.1, f"{kl[place]:.1f}", ha="center", size=8.5)
+        ground -= 3.2
+    ax.text(columns + 3.4, ground + 0.4, note, ha="right", size=8.5, linespacing=1.35)
+    return ax.figure
+
+
+def lines_of(pieces: Sequence[str], columns: int) -> list[int]:
+    """Where each line of at most `columns` tokens starts; a line ends after a semicolon, where one is near enough."""
+    starts = [0]
+    while len(pieces) - starts[-1] > columns:
+        window = pieces[starts[-1] : starts[-1] + columns]
+        ends = [k + 1 for k, piece in enumerate(window) if piece == ";" and k + 1 > columns // 2]
+        starts.append(starts[-1] + (ends[-1] if ends else columns))
+    return starts
+
+
+def example() -> Reading:
+    """What base and anchor's mixture answers, before any training, to the course's example, read with both."""
+    tokenizer, theta, ref = load_tokenizer("tiny-base"), load_model("tiny-base"), load_model("tiny-anchor")
+    prompt = encode_prompt(tokenizer, QUESTION)
+    drawn = rollout(Mixture([theta, ref], [1 - ALPHA, ALPHA]), [prompt], temperature=0)
+    return read_with_both(theta, ref, tokenizer, prompt, drawn.texts(tokenizer)[0], ALPHA)
+
+
+def main(folder: str | Path = "docs/pictures") -> None:
+    """Draw all pictures again."""
+    reading = example()
+    who_decided_strip(reading, FINDING, NOTE).savefig(Path(folder) / "who-decided.png")
+
+
+if __name__ == "__main__":
+    main()
