@@ -171,7 +171,7 @@ def two_models_diagram(reading: Reading, place: int = 6) -> Figure:
     role(16, -5.3, "anchor", "the anchor", "fine-tuned, frozen", 7.6)
     padlock(ax, 19.1, -5.2)
     first_choices(ax, 3.6, -7.1, reading, "base", place), first_choices(ax, 13.6, -7.1, reading, "anchor", place)
-    point((6, -9.9), (8, -11.3)), point((16, -9.9), (14, -11.3))
+    point((6.6, -9.9), (8.4, -11.3)), point((15.4, -9.9), (13.6, -11.3))
     say(4, -10.7, f"weight 1 - alpha\n(here {1 - ALPHA})"), say(18, -10.7, f"weight alpha\n(here {ALPHA})")
     role(11, -12.4, "mixture", "average of their logits, then softmax", "one policy, one chance for each token", 13.6)
     first_choices(ax, 8.6, -14.2, reading, "mixture", place)
