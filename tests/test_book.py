@@ -92,5 +92,5 @@ def test_links_within_the_site_hold(site):
             target, place = urldefrag(urljoin(file, link))
             target = unquote(target.partition("?")[0]) or file
             assert (site / target).exists(), f"{file} links to {link}"
-            if place and target in names:
+            if place and target in names and "=" not in place:  # the browser's page keeps its settings there
                 assert unquote(place) in names[target], f"{file} links to {link}"
