@@ -10,7 +10,7 @@ from pathlib import Path
 
 from .config import PRESETS, Preset, load_preset
 from .lab import bench
-from .methods import METHODS, check_flags
+from .methods import METHODS, check_flags, known
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -45,7 +45,7 @@ def make_parser() -> argparse.ArgumentParser:
     tiny.add_argument("--out", help="folder for base/ and anchor/ (default: where the presets look for them)")
     sft = command("sft", "fine-tune the base model on worked solutions: makes the anchor", True)
     train = command("train", "train a policy with GRPO, through a mixture or without", True)
-    train.add_argument("--method", required=True, metavar="METHOD", help=f"one of {', '.join(METHODS)}")
+    train.add_argument("--method", required=True, metavar="METHOD", help=f"one of {', '.join(known())}")
     train.add_argument("--init", help="where theta starts: base, anchor, their average, or a path")
     for added in (sft, train):
         added.add_argument("--seed", type=int, default=0, help="of data order, sampling and LoRA's start (default: 0)")

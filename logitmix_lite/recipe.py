@@ -87,6 +87,7 @@ def _steps(trainer: Trainer, exam: "Exam", run: Run) -> dict:
     state = run.restore(trainer.parameters, trainer.optimizer)
     trainer.set_alpha(state.get("alpha", schedule.alpha))
     line, watch = state.get("line", {}), Watch(state["lines"])
+    size = preset.prompts * preset.dynamic_sampling
     bar = tqdm(
         range(state["step"] + 1, preset.steps + 1), initial=state["step"] + 1, total=preset.steps + 1, unit="step",
         disable=None if exam.ranks.main else True,
@@ -94,7 +95,7 @@ def _steps(trainer: Trainer, exam: "Exam", run: Run) -> dict:
     for step in bar:
         began, line = time.perf_counter(), {"step": step, "alpha": schedule.alpha}
         if step > 0:
-            problems = [task.train[k] for k in batch_indices(step, preset.prompts, len(task.train), trainer.seed)]
+            problems = [task.train[k] for k in batch_indices(step, size, len(task.train), trainer.seed)]
             line |= trainer.step(step, [exam.prompts[p.question] for p in problems], [p.answer for p in problems])
         if step % preset.eval_every == 0 or step == preset.steps:
             line |= exam.test(trainer) | {"accuracy_alpha": schedule.alpha}

@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from ..methods import METHODS
+from ..methods import known
 from ..schedules import Fixed
 from .tables import complementarity, load_runs, mean_and_band, summary, verdicts
 
@@ -28,8 +28,8 @@ FIGURES = {
 def plot_curves(runs: pd.DataFrame, column="accuracy", label="held-out greedy accuracy", ax=None) -> Figure:
     """One line an arm over steps; thin lines are seeds, the band is a 95 % interval of their mean."""
     ax = ax or plt.subplots(figsize=(6.4, 4), layout="constrained")[1]
-    for arm in [name for name in METHODS if name in set(runs["arm"])]:
-        colour, line, marker = METHODS[arm].style
+    for arm in [name for name in known() if name in set(runs["arm"])]:
+        colour, line, marker = known()[arm].style
         mine = runs[runs["arm"] == arm]
         table = mean_and_band(mine, column)
         for _, seed in mine.dropna(subset=[column]).groupby("seed"):
@@ -37,7 +37,7 @@ def plot_curves(runs: pd.DataFrame, column="accuracy", label="held-out greedy ac
         count = int(table["count"].max())
         ax.plot(table.index, table["mean"], color=colour, ls=line, marker=marker, ms=5, lw=2,
                 markevery=max(1, len(table) // 10),
-                label=f"{METHODS[arm].label} ({count} seed{'s' * (count > 1)})")  # fmt: skip
+                label=f"{known()[arm].label} ({count} seed{'s' * (count > 1)})")  # fmt: skip
         low, high = table["mean"] - table["half"], table["mean"] + table["half"]
         ax.fill_between(table.index, low, high, color=colour, alpha=0.15)
     ax.set(xlabel="RL step", ylabel=label)
@@ -75,7 +75,7 @@ def report(folder: str | Path, out: str | Path) -> Path:
     for name, label in {"reward": "reward of the rollouts", "entropy": "entropy, nats a token"}.items():
         if name in runs:  # not where no run has made a step
             draw(name, runs, name, label)
-    moves = runs[runs["arm"].isin([arm for arm, method in METHODS.items() if method.schedule is not Fixed])]
+    moves = runs[runs["arm"].isin([arm for arm, method in known().items() if method.schedule is not Fixed])]
     if len(moves):
         draw("alpha", moves, "alpha", "alpha, weight of the reference (figure 7)")
     for rate, what in {"correct": "right means right and boxed", "number": "right means boxed or not"}.items():
