@@ -55,6 +55,11 @@ def make_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--model", required=True, help="a run's final/ folder, tiny-base, smol, or a Hub id")
     evaluate.add_argument("--samples-each", type=int, help="so many sampled completions a problem: pass@k and majority")
     evaluate.add_argument("--out", help="folder for summary.json and problems.jsonl (default: only print)")
+    distil = command("distil", "one ordinary model out of a trained mixture: on-policy distillation", True)
+    distil.add_argument("--mixture", required=True, help="a run's final/ folder")
+    distil.add_argument("--init", choices=["theta", "average"], default="theta", help="start (default: theta)")
+    distil.add_argument("--seed", type=int, default=0, help="of data order and sampling (default: 0)")
+    distil.add_argument("--out", required=True, help="folder of the run; the model will be in final/")
     table = command("mixing-table", "table 4: format rate and accuracy by alpha and rule, before any training", True)
     table.add_argument("--alphas", default="0,0.2,0.4,0.6,0.8,1", help="separated by commas (default: 0,0.2,...,1)")
     table.add_argument("--sampled", action="store_true", help="sample at --temperature instead of greedy decoding")
@@ -157,6 +162,15 @@ def run_evaluate(args) -> None:
     print(json.dumps(found.summary(), indent=2))
 
 
+def run_distil(args) -> None:
+    from .relatives import distil_model
+
+    preset = chosen_preset(args)
+    found = distil_model(args.mixture, preset, args.out, args.init, preset.steps, args.seed)
+    for name, policy in found.items():
+        print(f"{name}: accuracy {policy['accuracy']:.3f}, {policy['tokens_per_second']} tokens a second")
+
+
 def run_mixing_table(args) -> None:
     from .lab.study import mixing_table_of
 
@@ -192,7 +206,7 @@ def run_report(args) -> None:
 COMMANDS = {
     "fetch": run_fetch, "tiny": run_tiny, "sft": run_sft, "train": run_train, "evaluate": run_evaluate,
     "mixing-table": run_mixing_table, "compare": run_compare, "sweep": run_sweep, "report": run_report,
-    "bench": bench.run,
+    "bench": bench.run, "distil": run_distil,
 }  # fmt: skip
 
 if __name__ == "__main__":

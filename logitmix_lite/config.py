@@ -9,7 +9,7 @@ if TYPE_CHECKING:  # what follows is imported where it is used: `--help` needs n
 
 CHOICES = {
     "dtype": ("auto", "float32", "bfloat16", "float16"), "ratio": ("mixture", "theta"),
-    "loss_type": ("grpo", "dapo", "dr_grpo"),
+    "loss_type": ("grpo", "dapo", "dr_grpo"), "adv_estimator": ("grpo", "gae"),
 }  # fmt: skip
 
 
@@ -53,6 +53,7 @@ class Preset:
     ratio: str = _number("mixture", "policy in the ratio's numerator: mixture, or theta (Logit Fusion)")
     ratio_cap: float = _number(0.0, "in place of the clip, the ratio counts at most so much (Logit Fusion: 3); 0: clip")
     loss_type: str = _number("grpo", "tokens are averaged by completion (grpo), all alike (dapo), or summed (dr_grpo)")
+    adv_estimator: str = _number("grpo", "advantages by comparing the completions of a prompt (grpo), or PPO's (gae)")
     scale_rewards: bool = _number(True, "advantages are divided by their group's standard deviation")
     mask_truncated_completions: bool = _number(False, "completions without an end get no advantage")
     overlong_cache: int = _number(0, "from so many tokens before the longest on, length costs reward (DAPO); 0: never")

@@ -57,6 +57,9 @@ METHODS: dict[str, Method] = {
 
 # Beyond the paper: its relatives, each by what it changes. `--methods all` leaves them out.
 FUSED = {"ratio": "theta", "ratio_cap": 3.0}
+DAPO = {"loss_type": "dapo", "clip_high": 0.28, "overlong_cache": 16, "dynamic_sampling": 2}
+DR_GRPO = {"loss_type": "dr_grpo", "scale_rewards": False}
+PPO = {"adv_estimator": "gae", "loss_type": "dapo"}
 RELATIVES: dict[str, Method] = {
     "fusion": Method("Logit Fusion", ("#d1495b", "-", "o"), mixes=True, schedule=Decay, settings=FUSED),
     "fusion-difficulty": Method(
@@ -68,6 +71,14 @@ RELATIVES: dict[str, Method] = {
     "kl-budget": Method(
         "alpha by a budget of KL", ("#00798c", (0, (2, 1)), ">"), mixes=True, rule="kl-budget", settings={"alpha": 0.4}
     ),
+    "dapo": Method("DAPO from the anchor", ("#6c757d", "-", "D"), init="anchor", settings=DAPO),
+    "dapo-mixed": Method("DAPO through a mixture", ("#9acd32", (0, (3, 1, 1, 1)), "d"), mixes=True, settings=DAPO),
+    "dr-grpo": Method("Dr. GRPO from the anchor", ("#b08968", ":", "v"), init="anchor", settings=DR_GRPO),
+    "dr-grpo-mixed": Method(
+        "Dr. GRPO through a mixture", ("#3f7d20", (0, (1, 2)), "p"), mixes=True, settings=DR_GRPO
+    ),
+    "ppo": Method("PPO from the anchor", ("#3a3a3a", (0, (6, 2)), "X"), init="anchor", settings=PPO),
+    "ppo-mixed": Method("PPO through a mixture", ("#74c69d", (0, (5, 1, 1, 1)), "P"), mixes=True, settings=PPO),
 }  # fmt: skip
 
 

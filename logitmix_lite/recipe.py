@@ -16,6 +16,7 @@ from .hf import Mixture
 from .methods import named
 from .models import average_with_base, check_precision, load_tokenizer, make_mixture
 from .ranks import Ranks
+from .relatives import Critic
 from .rollout import check_prompts
 from .runs import Run, batch_indices
 from .schedules import Fixed
@@ -67,6 +68,7 @@ def train(
     trainer = Trainer(
         mixture, tokenizer, preset, schedule, beta=preset.beta if how.kl else 0.0, seed=seed, ends=ends,
         solved=exam.solved, ranks=ranks,
+        critic=Critic(mixture, 10 * preset.lr) if preset.adv_estimator == "gae" else None,
     )  # fmt: skip
     settings = asdict(preset)
     config = {"command": "train", "preset": settings.pop("name"), "method": method, "seed": seed, "init": init}
