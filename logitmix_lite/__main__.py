@@ -11,6 +11,7 @@ from pathlib import Path
 from .config import PRESETS, Preset, load_preset
 from .lab import bench
 from .methods import METHODS, check_flags, known
+from .records import read_config
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -60,9 +61,13 @@ def make_parser() -> argparse.ArgumentParser:
     distil.add_argument("--init", choices=["theta", "average"], default="theta", help="start (default: theta)")
     distil.add_argument("--seed", type=int, default=0, help="of data order and sampling (default: 0)")
     distil.add_argument("--out", required=True, help="folder of the run; the model will be in final/")
+    chat = command("chat", "ask base (or a trained theta), the anchor and their mixture, and see who decided", True)
+    chat.add_argument("--model", help="a run's final/ folder, or another model (default: the preset's base and anchor)")
+    chat.add_argument("--ask", metavar="PROBLEM", help="answer this one and stop (default: ask for problems)")
     table = command("mixing-table", "table 4: format rate and accuracy by alpha and rule, before any training", True)
     table.add_argument("--alphas", default="0,0.2,0.4,0.6,0.8,1", help="separated by commas (default: 0,0.2,...,1)")
-    table.add_argument("--sampled", action="store_true", help="sample at --temperature instead of greedy decoding")
+    for added in (chat, table):
+        added.add_argument("--sampled", action="store_true", help="sample at --temperature instead of greedy decoding")
     table.add_argument("--out", required=True, help="CSV file")
     compare = command("compare", "two evaluations of the same problems: who solved what, and McNemar's test")
     compare.add_argument("first", help="problems.jsonl of one evaluation")
@@ -105,12 +110,12 @@ def where(text: str) -> dict[str, list[str]]:
     return {name: values.split(",")}
 
 
-def chosen_preset(args) -> Preset:
-    """The preset, with the settings of the file over it, and the flags that were given over both."""
+def chosen_preset(args, run: dict | None = None) -> Preset:
+    """The preset; over it the settings of a run, over these the file's, and over all the flags that were given."""
     given = {f.name: getattr(args, f.name) for f in fields(Preset)[1:] if getattr(args, f.name) is not None}
     if given.get("anchor") == "sft":  # the preset's own
         del given["anchor"]
-    return load_preset(args.preset, **(read_settings(args.settings) | given))
+    return load_preset(args.preset, **((run or {}) | read_settings(args.settings) | given))
 
 
 def read_settings(file: str | None) -> dict:
@@ -171,6 +176,15 @@ def run_distil(args) -> None:
         print(f"{name}: accuracy {policy['accuracy']:.3f}, {policy['tokens_per_second']} tokens a second")
 
 
+def run_chat(args) -> None:
+    from .lab.chat import chat
+
+    made = read_config(Path(args.model).parent) if args.model else {}  # of a run: what it was trained with
+    known = ("base", "task", "max_new_tokens", "temperature", "dtype") if "command" in made else ()
+    run = {name: made[name] for name in known if name in made}
+    chat(chosen_preset(args, run), args.model, args.alpha, args.ask, args.sampled)
+
+
 def run_mixing_table(args) -> None:
     from .lab.study import mixing_table_of
 
@@ -205,8 +219,8 @@ def run_report(args) -> None:
 
 COMMANDS = {
     "fetch": run_fetch, "tiny": run_tiny, "sft": run_sft, "train": run_train, "evaluate": run_evaluate,
-    "mixing-table": run_mixing_table, "compare": run_compare, "sweep": run_sweep, "report": run_report,
-    "bench": bench.run, "distil": run_distil,
+    "distil": run_distil, "chat": run_chat, "mixing-table": run_mixing_table, "compare": run_compare,
+    "sweep": run_sweep, "report": run_report, "bench": bench.run,
 }  # fmt: skip
 
 if __name__ == "__main__":

@@ -64,7 +64,7 @@ def test_outputs_are_kept_and_clean(notebook):
 def test_exercises_start_unsolved_and_their_solutions_pass(notebook):
     """Checks print: before the student's work that it is not solved, after the folded solution that it is right."""
     numbers = re.findall(r"^\*\*(\d)\. .*?\*\* \((?:easy|medium|hard), \d+ minutes\)", prose(notebook), re.M)
-    assert 2 <= len(numbers) <= 4
+    assert 2 <= len(numbers) <= 5
     for number in numbers:
         said = [(cell.metadata.get("tags"), outputs(cell)) for cell in notebook.cells if cell.cell_type == "code"]
         said = [(tags, text) for tags, text in said if f"exercise {number}:" in text]
@@ -83,6 +83,40 @@ def test_links_lead_to_files_and_names_to_what_they_define(path, notebook):
         for name in re.findall(r"`([^`/]+)`", names):
             defined = rf"^ *(?:def|class) {name.split('.')[-1]}\b|^{name}\b"
             assert re.search(defined, source, re.M), f"{link} does not define {name}"
+
+
+NUMBER = r"-?\d+(?:\.\d+)?"
+STATED = re.compile(
+    rf"({NUMBER})(?:\s*(?:to|and|or|,|-|–)\s*({NUMBER}))*\s*(?:\\?%|percentage points|points\b|percent\b)"
+)
+
+
+def stated(notebook):
+    """(number, sentence): percentages and points of the prose; what the paper says, and the 95 of intervals, aside."""
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            for sentence in re.split(r"(?<=[.:?!])\s+(?=[A-Z*])|\n\n", cell.source):
+                if "paper" not in sentence.lower():
+                    numbers = [text for match in STATED.finditer(sentence) for text in re.findall(NUMBER, match[0])]
+                    yield from ((text, sentence) for text in numbers if text not in ("95", "100", "0"))
+
+
+def shown(notebook):
+    """Every number in an output, as it is and as a percentage."""
+    for cell in notebook.cells:
+        for out in cell.get("outputs", ()):
+            data = out.get("data", {})
+            text = out.get("text", "") + data.get("text/plain", "") + re.sub("<[^>]*>", " ", data.get("text/html", ""))
+            for number in re.findall(r"\d+(?:\.\d+)?(?:e-?\d+)?", text):
+                yield from (float(number), 100 * float(number))
+
+
+def test_percentages_and_points_in_the_prose_stand_in_an_output(notebook):
+    numbers = set(shown(notebook))
+    for text, sentence in stated(notebook):
+        digits = len(text.partition(".")[2])
+        found = any(abs(round(number, digits) - abs(float(text))) < 1e-9 for number in numbers)
+        assert found, f"no output shows {text}: {sentence}"
 
 
 def test_data_is_found_by_the_package_and_not_from_the_working_folder(notebook):

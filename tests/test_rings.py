@@ -16,8 +16,22 @@ PACKAGE = Path(logitmix_lite.__file__).parent
 RINGS = [
     {"fast", "tasks"},
     {"mixing", "grpo", "schedules", "mixture", "hf", "rollout", "train"},
-    {"config", "methods", "models", "sft", "evaluate", "runs", "records", "stats", "ranks", "recipe", "watch",
-     "disk", "fingerprints", "relatives"},
+    {
+        "config",
+        "methods",
+        "models",
+        "sft",
+        "evaluate",
+        "runs",
+        "records",
+        "stats",
+        "ranks",
+        "recipe",
+        "watch",
+        "disk",
+        "fingerprints",
+        "relatives",
+    },
     {"lab"},
     {"__init__", "__main__"},
 ]
@@ -113,9 +127,10 @@ def test_no_file_is_long(file):
 
 
 def test_the_lab_is_small():
-    """All of it but the benchmark, which compares with other packages."""
-    lab = [file for file in FILES if file.startswith("lab/") and not file.startswith("lab/bench/")]
-    assert sum(len((PACKAGE / file).read_text(encoding="utf-8").splitlines()) for file in lab) <= 960
+    """All of it but the benchmark, which compares with other packages, and the drawing of pictures."""
+    others = ("lab/bench/", "lab/pictures", "lab/wall")
+    lab = [file for file in FILES if file.startswith("lab/") and not file.startswith(others)]
+    assert sum(len((PACKAGE / file).read_text(encoding="utf-8").splitlines()) for file in lab) <= 1350
 
 
 def test_what_is_listed_as_late_exists():

@@ -120,6 +120,21 @@ def complementarity(folder: str | Path, rate: str = "correct") -> pd.DataFrame:
     return pd.DataFrame(rows).round(1)
 
 
+def complementarity_of_arms(folder: str | Path, rate: str = "correct") -> pd.DataFrame:
+    """`complementarity` with a row an arm, the means of its seeds; "exactly one" is a number of problems."""
+    who = complementarity(folder, rate)
+    if who.empty:
+        return who
+    arm = who["run"].map(load_grades(folder).drop_duplicates("run").set_index("run")["arm"])
+    seeds = arm.value_counts()
+    means = who.drop(columns=["run", "exactly one"]).groupby(arm).mean()
+    means = means.loc[[name for name in known() if name in means.index]]
+    means = means.assign(**{"exactly one": means["theta only"] + means["ref only"]}).round(1)
+    means.insert(0, "method", [known()[name].label for name in means.index])
+    means.insert(1, "seeds", seeds)
+    return means.reset_index(drop=True)
+
+
 def solved(grades: pd.DataFrame, arm: str, policy: str = "mixture", rate: str = "correct") -> pd.DataFrame:
     """`load_grades` of one arm and policy as a table of 0 and 1: a row a seed, a column a test problem."""
     chosen = grades[(grades["arm"] == arm) & (grades["policy"] == policy)].set_index("seed")[rate]
