@@ -48,6 +48,9 @@ def make_parser() -> argparse.ArgumentParser:
     train = command("train", "train a policy with GRPO, through a mixture or without", True)
     train.add_argument("--method", required=True, metavar="METHOD", help=f"one of {', '.join(METHODS)}")
     train.add_argument("--init", help="where theta starts: base, anchor, their average, or a path")
+    train.add_argument("--report-to", metavar="TRACKER", help="tensorboard, wandb or trackio also gets the metrics")
+    train.add_argument("--log-completions", type=int, default=0, metavar="N",
+                       help="write N completions of each step to completions.jsonl (default: 0)")  # fmt: skip
     for added in (sft, train):
         added.add_argument("--seed", type=int, default=0, help="of data order, sampling and LoRA's start (default: 0)")
         added.add_argument("--out", required=True, help="folder of the run")
@@ -151,7 +154,8 @@ def run_train(args) -> None:
     from .ranks import Ranks
     from .recipe import train
 
-    last = train(preset, args.method, args.out, seed=args.seed, init=args.init, resume=args.resume)
+    logs = dict(report_to=args.report_to, log_completions=args.log_completions)
+    last = train(preset, args.method, args.out, seed=args.seed, init=args.init, resume=args.resume, **logs)
     Ranks().print(f"accuracy {last['accuracy']:.3f} on {args.out}; model in {Path(args.out) / 'final'}")
 
 
