@@ -127,10 +127,13 @@ def distil(
     """Teach `student`, a plain causal language model, what the mixture would do where the student goes itself.
 
     On-policy distillation (arXiv:2306.13649): in each step the student answers `batch` prompts by sampling, and pays
-    KL(student || mixture) at each of its tokens. log: called with one dict of metrics a step; `kl` is before it."""
+    KL(student || mixture) at each of its tokens. The learning rate falls to 0 along a line. log: called with one dict
+    of metrics a step; `kl` is before it."""
     optimizer = torch.optim.AdamW(student.parameters(), lr=lr, weight_decay=0)
     ends, pad = end_tokens(tokenizer, teacher.generation_config.eos_token_id), tokenizer.pad_token_id
     for step in range(1, steps + 1):
+        for group in optimizer.param_groups:
+            group["lr"] = lr * (1 - (step - 1) / steps)
         chosen = [prompts[k] for k in batch_indices(step, batch, len(prompts), seed)]
         said = rollout(student, chosen, max_new_tokens=max_new_tokens, seed=[seed, step], eos=ends, pad=pad)
         ids = torch.cat([said.prompt_ids, said.completions], -1)
