@@ -57,6 +57,8 @@ def test_a_reading_agrees_with_the_next_token_of_each_policy():
                 logp = policy(ids).logits[0, -1].log_softmax(-1)
             torch.testing.assert_close(reading().logps[name][place], logp, atol=1e-4, rtol=1e-3)
             assert reading().choices(name)[place] == tokenizer.decode(logp.argmax())
+            token = tokenizer(reading().pieces[place])["input_ids"][0]
+            assert reading().chances(name)[place].item() == pytest.approx(logp[token].exp().item(), abs=1e-4)
     pieces, kl, who = who_decided(theta, ref, tokenizer, prompt, "".join(reading().pieces))
     assert pieces == reading().pieces and kl == pytest.approx(reading().kl(), abs=1e-4)
     assert [{"t": "base", "r": "anchor", None: None}[w] for w in who] == reading().decided()

@@ -31,16 +31,25 @@ PALE, RULE = "#f4f4f4", "#c9c9c9"
 class Reading:
     """A text read token by token with both policies and their product.
 
-    pieces: its T tokens as text. logps: for "base" (theta, whatever it is), "anchor" and "mixture", the log-probs of
+    tokens: its T token ids. logps: for "base" (theta, whatever it is), "anchor" and "mixture", the log-probs of
     the next token at each place, `[T, V]`. vocabulary: the V tokens as text."""
 
-    pieces: list[str]
+    tokens: list[int]
     logps: dict[str, Tensor]
     vocabulary: list[str]
+
+    @property
+    def pieces(self) -> list[str]:
+        """The tokens as text."""
+        return [self.vocabulary[k] for k in self.tokens]
 
     def choices(self, name: str) -> list[str]:
         """What this policy finds most likely at each place."""
         return [self.vocabulary[k] for k in self.logps[name].argmax(-1).tolist()]
+
+    def chances(self, name: str) -> Tensor:
+        """The probability that this policy gives to each token of the text, `[T]`; their product is equation 3."""
+        return self.logps[name].gather(-1, torch.tensor(self.tokens)[:, None]).squeeze(-1).exp()
 
     def kl(self) -> list[float]:
         """KL(theta || ref) at each place, in nats: how far apart the two are."""
@@ -61,8 +70,7 @@ def read_with_both(theta, ref, tokenizer, prompt: Sequence[int], text: str, alph
     first, second = (model(ids).logits[0, len(prompt) - 1 : -1] for model in (theta, ref))
     logits = {"base": first, "anchor": second, "mixture": mix_logits(first, second, alpha)}
     logps = {name: x.float().log_softmax(-1).cpu() for name, x in logits.items()}
-    pieces, vocabulary = (list(map(tokenizer.decode, some)) for some in (answer, range(first.shape[-1])))
-    return Reading(pieces, logps, vocabulary)
+    return Reading(answer, logps, [tokenizer.decode(k) for k in range(first.shape[-1])])
 
 
 def box(ax: Axes, x: float, y: float, text: str, fill: str, ink="black", edge=RULE, width=0.9, **font) -> None:
