@@ -115,7 +115,7 @@ def test_no_file_is_long(file):
 def test_the_lab_is_small():
     """All of it but the benchmark, which compares with other packages."""
     lab = [file for file in FILES if file.startswith("lab/") and not file.startswith("lab/bench/")]
-    assert sum(len((PACKAGE / file).read_text(encoding="utf-8").splitlines()) for file in lab) <= 1350
+    assert sum(len((PACKAGE / file).read_text(encoding="utf-8").splitlines()) for file in lab) <= 1380
 
 
 def test_what_is_listed_as_late_exists():
