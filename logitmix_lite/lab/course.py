@@ -30,7 +30,7 @@ def start_notebook() -> Path:
 
 
 def exercise(number: int, right, wrong: Mapping[str, object], otherwise: str) -> Callable[[object], str]:
-    """A check of an exercise: a function of the answer, a tensor or number, to what to say of it (None: not solved yet).
+    """A check of an exercise: a function from an answer (a tensor, a number, or None: not yet) to what to say of it.
 
     wrong: what the likely mistakes give, by what to say of each. otherwise: said of any other answer."""
 
