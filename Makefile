@@ -1,8 +1,8 @@
 # Two commands from a fresh clone: `make reproduce` and `make test`. `make` alone lists the rest.
 # Any variable can be set on the command line: make install PYTHON=/usr/bin/python3.12
 
-# Where the repository lives: `make badges` writes it into the notebooks.
-REPOSITORY = logitmix/logitmix_lite
+# Where the repository is on GitHub, as owner/name: set it once, and `make badges` writes it into README and notebooks.
+REPOSITORY = YOUR_NAME/logitmix_lite
 BRANCH = main
 
 VENV ?= .venv
@@ -28,7 +28,7 @@ EXECUTED = $(patsubst notebooks/%,$(RUNS)/notebooks/%,$(wildcard notebooks/*.ipy
 TRAINED = $(METHODS:%=$(RUNS)/%/final)
 
 .DEFAULT_GOAL = help
-.PHONY: help install test test-oldest test-method mutants reproduce gpu lab badges tiny clean
+.PHONY: help install test test-oldest test-method mutants reproduce gpu lab book badges tiny clean
 
 # Notebooks are recorded and compared offline, without progress bars, with Jupyter's own way of drawing figures.
 test test-method reproduce: export TQDM_DISABLE = 1
@@ -93,14 +93,27 @@ gpu: install ## a visit to a GPU: WEIGHTS=folder of Qwen2.5 0.5B, DATA=folder of
 lab: install ## open the notebooks in Jupyter
 	"$(PY)" -m jupyterlab $(if $(filter 0,$(shell id -u)),--allow-root) notebooks
 
-badges: ## write REPOSITORY and BRANCH into the notebooks' badges and install cells
-	sed -i.old -E -e 's#(colab\.research\.google\.com/github)/[^/]+/[^/]+/blob/[^/]+/#\1/$(REPOSITORY)/blob/$(BRANCH)/#' \
-		-e 's#(git clone .*https://github\.com)/[^/ ]+/[^/ ]+#\1/$(REPOSITORY)#' notebooks/*.ipynb
-	rm notebooks/*.ipynb.old
+badges: install ## write REPOSITORY and BRANCH into README, the notebooks' badges and their first cells
+	"$(PY)" notebooks/badges.py $(REPOSITORY) $(BRANCH)
+
+# Sphinx and its theme come from pip, the program that sets formulas from npm: the site asks nothing of the network.
+MATHJAX = build/static/mathjax/tex-svg-full.js
+
+book: $(VENV)/.book $(MATHJAX) ## render notebooks, pages and API to a site that needs no network: build/book/index.html
+	"$(PY)" -m sphinx -q -W --keep-going -c docs -b html . build/book
+
+$(VENV)/.book: $(STAMP)
+	"$(PY)" -m pip install -q -c "$(VENV)/held.txt" -e ".[book]"
+	@touch "$@"
+
+$(MATHJAX):
+	@command -v npm >/dev/null || { echo "The book's formulas need npm, once: install Node.js" >&2; exit 1; }
+	npm install --silent --no-save --prefix build/npm mathjax@3.2.2
+	@mkdir -p $(@D) && cp build/npm/node_modules/mathjax/es5/$(@F) $@
 
 tiny: install ## remake the tiny models in data/tiny
 	"$(PY)" -m logitmix_lite tiny
 
 clean: ## remove the virtual environment, caches and what `make reproduce` made
-	rm -rf "$(VENV)" .venv-oldest $(RUNS) *.egg-info .pytest_cache .ruff_cache
+	rm -rf "$(VENV)" .venv-oldest $(RUNS) build dist *.egg-info .pytest_cache .ruff_cache
 	find logitmix_lite notebooks tests -name __pycache__ -o -name .ipynb_checkpoints | xargs rm -rf

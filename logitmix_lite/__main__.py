@@ -11,6 +11,7 @@ from pathlib import Path
 from .config import PRESETS, Preset, load_preset
 from .lab import bench
 from .methods import METHODS, check_flags
+from .records import read_config
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -47,6 +48,9 @@ def make_parser() -> argparse.ArgumentParser:
     train = command("train", "train a policy with GRPO, through a mixture or without", True)
     train.add_argument("--method", required=True, metavar="METHOD", help=f"one of {', '.join(METHODS)}")
     train.add_argument("--init", help="where theta starts: base, anchor, their average, or a path")
+    train.add_argument("--report-to", metavar="TRACKER", help="tensorboard, wandb or trackio also gets the metrics")
+    train.add_argument("--log-completions", type=int, default=0, metavar="N",
+                       help="write N completions of each step to completions.jsonl (default: 0)")  # fmt: skip
     for added in (sft, train):
         added.add_argument("--seed", type=int, default=0, help="of data order, sampling and LoRA's start (default: 0)")
         added.add_argument("--out", required=True, help="folder of the run")
@@ -55,9 +59,13 @@ def make_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--model", required=True, help="a run's final/ folder, tiny-base, smol, or a Hub id")
     evaluate.add_argument("--samples-each", type=int, help="so many sampled completions a problem: pass@k and majority")
     evaluate.add_argument("--out", help="folder for summary.json and problems.jsonl (default: only print)")
+    chat = command("chat", "ask base (or a trained theta), the anchor and their mixture, and see who decided", True)
+    chat.add_argument("--model", help="a run's final/ folder, or another model (default: the preset's base and anchor)")
+    chat.add_argument("--ask", metavar="PROBLEM", help="answer this one and stop (default: ask for problems)")
     table = command("mixing-table", "table 4: format rate and accuracy by alpha and rule, before any training", True)
     table.add_argument("--alphas", default="0,0.2,0.4,0.6,0.8,1", help="separated by commas (default: 0,0.2,...,1)")
-    table.add_argument("--sampled", action="store_true", help="sample at --temperature instead of greedy decoding")
+    for added in (chat, table):
+        added.add_argument("--sampled", action="store_true", help="sample at --temperature instead of greedy decoding")
     table.add_argument("--out", required=True, help="CSV file")
     compare = command("compare", "two evaluations of the same problems: who solved what, and McNemar's test")
     compare.add_argument("first", help="problems.jsonl of one evaluation")
@@ -100,12 +108,12 @@ def where(text: str) -> dict[str, list[str]]:
     return {name: values.split(",")}
 
 
-def chosen_preset(args) -> Preset:
-    """The preset, with the settings of the file over it, and the flags that were given over both."""
+def chosen_preset(args, run: dict | None = None) -> Preset:
+    """The preset; over it the settings of a run, over these the file's, and over all the flags that were given."""
     given = {f.name: getattr(args, f.name) for f in fields(Preset)[1:] if getattr(args, f.name) is not None}
     if given.get("anchor") == "sft":  # the preset's own
         del given["anchor"]
-    return load_preset(args.preset, **(read_settings(args.settings) | given))
+    return load_preset(args.preset, **((run or {}) | read_settings(args.settings) | given))
 
 
 def read_settings(file: str | None) -> dict:
@@ -146,7 +154,8 @@ def run_train(args) -> None:
     from .ranks import Ranks
     from .recipe import train
 
-    last = train(preset, args.method, args.out, seed=args.seed, init=args.init, resume=args.resume)
+    logs = dict(report_to=args.report_to, log_completions=args.log_completions)
+    last = train(preset, args.method, args.out, seed=args.seed, init=args.init, resume=args.resume, **logs)
     Ranks().print(f"accuracy {last['accuracy']:.3f} on {args.out}; model in {Path(args.out) / 'final'}")
 
 
@@ -155,6 +164,15 @@ def run_evaluate(args) -> None:
 
     found = evaluate_model(args.model, chosen_preset(args), args.alpha, args.out, args.samples_each)
     print(json.dumps(found.summary(), indent=2))
+
+
+def run_chat(args) -> None:
+    from .lab.chat import chat
+
+    made = read_config(Path(args.model).parent) if args.model else {}  # of a run: what it was trained with
+    known = ("base", "task", "max_new_tokens", "temperature", "dtype") if "command" in made else ()
+    run = {name: made[name] for name in known if name in made}
+    chat(chosen_preset(args, run), args.model, args.alpha, args.ask, args.sampled)
 
 
 def run_mixing_table(args) -> None:
@@ -191,8 +209,8 @@ def run_report(args) -> None:
 
 COMMANDS = {
     "fetch": run_fetch, "tiny": run_tiny, "sft": run_sft, "train": run_train, "evaluate": run_evaluate,
-    "mixing-table": run_mixing_table, "compare": run_compare, "sweep": run_sweep, "report": run_report,
-    "bench": bench.run,
+    "chat": run_chat, "mixing-table": run_mixing_table, "compare": run_compare, "sweep": run_sweep,
+    "report": run_report, "bench": bench.run,
 }  # fmt: skip
 
 if __name__ == "__main__":

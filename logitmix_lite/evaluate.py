@@ -9,6 +9,7 @@ from statistics import fmean
 from tqdm import tqdm
 
 from .config import Preset
+from .hf import Mixture
 from .models import load_policy, load_tokenizer, make_mixture
 from .records import check_new, read_config
 from .rollout import rollout
@@ -142,12 +143,7 @@ def evaluate_model(
         raise ValueError(f"{source} kept {run['test_size']} test problems apart, so that is the largest --test-size")
     if out:
         check_new(out)
-    policy = load_policy(source, preset.base, preset.dtype)
-    if alpha is not None:
-        if len(policy.weights) == 1:
-            policy = make_mixture(source, preset.anchor, preset.base, alpha, rank=preset.lora_rank, dtype=preset.dtype)
-        policy.alpha = alpha
-    task = preset.problems()
+    policy, task = load_mixed(source, preset, alpha), preset.problems()
     found = evaluate(
         policy, tokenizer_of(source, preset.base), task.test, instruction=task.instruction,
         max_new_tokens=preset.max_new_tokens, batch=preset.eval_batch,
@@ -160,6 +156,16 @@ def evaluate_model(
         summary = {"model": str(source), "alpha": alpha, "task": preset.task} | found.summary()
         (Path(out) / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     return found
+
+
+def load_mixed(source: str, preset: Preset, alpha: float | None = None) -> Mixture:
+    """A model, adapter or mixture; with alpha mixed with `preset.anchor` (or, if it is a mixture, at that alpha)."""
+    policy = load_policy(source, preset.base, preset.dtype)
+    if alpha is not None:
+        if len(policy.weights) == 1:
+            policy = make_mixture(source, preset.anchor, preset.base, alpha, rank=preset.lora_rank, dtype=preset.dtype)
+        policy.alpha = alpha
+    return policy
 
 
 def tokenizer_of(source: str, base: str):

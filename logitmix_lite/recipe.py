@@ -1,6 +1,7 @@
 """From a preset and a method's name to a run: load, check, train step by step, examine, save."""
 
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
@@ -20,7 +21,8 @@ from .rollout import check_prompts
 from .runs import Run, batch_indices
 from .schedules import Fixed
 from .tasks.load import Task, encode_prompt, end_tokens
-from .tasks.rewards import Grade
+from .tasks.rewards import Grade, grade
+from .trackers import check_tracker, reporting
 from .train import Trainer
 from .watch import Watch
 
@@ -29,21 +31,26 @@ RATES = {"accuracy": "correct", "test_format_rate": "formatted", "test_number_ra
 
 
 def train(
-    preset: Preset | str, method: str, out: str | Path, *, seed: int = 0, init: str | None = None, resume: bool = False
-) -> dict:
+    preset: Preset | str, method: str, out: str | Path, *, seed: int = 0, init: str | None = None, resume: bool = False,
+    report_to: str | None = None, log_completions: int = 0, callback: Callable[[dict], object] | None = None,
+) -> dict:  # fmt: skip
     """Train theta on `preset.task` and write a run to `out`; returns the last line of its metrics.
 
     method: a name in `methods.METHODS`. init: where theta starts, if not where the method has it: "base", "anchor",
     "average" (of their weights), or a path.
     resume: go on from the checkpoint in `out`; the result is, on a CPU bit for bit, that of a run never interrupted.
+    report_to: a name in `trackers.TRACKERS`, which then gets all metrics. log_completions: write so many completions of
+    each step to completions.jsonl. callback: called with each step's metrics, once they are written.
     Raises ValueError for settings that cannot work, before anything is written."""
     how = named(method)
     preset = replace(load_preset(preset) if isinstance(preset, str) else preset, **how.settings)
     check(preset)
     if preset.temperature == 0:
         raise ValueError("GRPO learns from differences between samples: temperature must be positive")
-    if seed < 0:
-        raise ValueError(f"seed must not be negative, got {seed}")
+    for name, number in (("seed", seed), ("log_completions", log_completions)):
+        if number < 0:
+            raise ValueError(f"{name} must not be negative, got {number}")
+    check_tracker(report_to)
     ranks, init = Ranks(), init or how.init
     ranks.share(range(preset.prompts))  # can they be shared evenly?
     schedule = how.schedule.of(preset) if how.mixes else Fixed(0.0)
@@ -74,19 +81,22 @@ def train(
     try:
         with Run(out, config, resume, ranks.main) as run:
             ranks.wait()
-            return _steps(trainer, exam, run)
+            with reporting(report_to if ranks.main else None, run.folder, config) as report:
+                return _steps(trainer, exam, run, log_completions, report, callback if ranks.main else None)
     except KeyboardInterrupt:
         ranks.print(f"\nStopped. {out} has all steps to its last checkpoint: --resume, in the same command, goes on.")
         raise
 
 
-def _steps(trainer: Trainer, exam: "Exam", run: Run) -> dict:
+def _steps(trainer: Trainer, exam: "Exam", run: Run, log_completions: int, report, callback) -> dict:
     """All steps from the last checkpoint on, with a line of metrics and a checkpoint after each."""
     preset, task, schedule = exam.preset, exam.task, trainer.schedule
     exam.start = [p.detach().to("cpu", copy=True) for p in trainer.parameters.values()]
     state = run.restore(trainer.parameters, trainer.optimizer)
     trainer.set_alpha(state.get("alpha", schedule.alpha))
     line, watch = state.get("line", {}), Watch(state["lines"])
+    for past in state["lines"]:
+        report(past)
     bar = tqdm(
         range(state["step"] + 1, preset.steps + 1), initial=state["step"] + 1, total=preset.steps + 1, unit="step",
         disable=None if exam.ranks.main else True,
@@ -100,6 +110,9 @@ def _steps(trainer: Trainer, exam: "Exam", run: Run) -> dict:
             line |= exam.test(trainer) | {"accuracy_alpha": schedule.alpha}
         line["seconds"] = round(time.perf_counter() - began, 3)
         run.log(line)
+        report(line)
+        if log_completions and step > 0:
+            run.log_completions(exam.read(trainer, problems, step, log_completions))
         words = watch.notice(line)
         if words and exam.ranks.main:
             tqdm.write(words)
@@ -107,6 +120,8 @@ def _steps(trainer: Trainer, exam: "Exam", run: Run) -> dict:
             run.save(step, trainer.parameters, trainer.optimizer, alpha=schedule.alpha, line=line)
         shown = {name: f"{line[name]:.3f}" for name in ("reward", "accuracy") if line.get(name) is not None}
         bar.set_postfix(shown | {"alpha": f"{line['alpha']:.2f}"})
+        if callback:
+            callback(line)
     run.write("grades.json", exam.final())
     run.finish(exam.mixture.save_pretrained, exam.tokenizer.save_pretrained)
     exam.ranks.wait()
@@ -149,6 +164,19 @@ class Exam:
         mixes = len(self.mixture.weights) == 2
         rates = {name: fmean(getattr(g, rate) for g in self.tested) for name, rate in RATES.items()}
         return rates | {"distance": moved**0.5, "kl_theta_ref": self.kl_theta_ref(trainer) if mixes else None}
+
+    def read(self, trainer: Trainer, problems, step: int, count: int) -> list[dict]:
+        """The first completions of a step on these problems: what was asked and said, its reward and its advantage."""
+        rollouts, advantages = trainer.newest
+        asked = {tuple(self.prompts[p.question]): p for p in problems}
+        rows = []
+        for k, text in enumerate(rollouts.texts(self.tokenizer)[:count]):
+            place, mask = k // rollouts.samples, rollouts.mask[k]
+            problem = asked[tuple(rollouts.prompt_ids[place][rollouts.prompt_mask[place].bool()].tolist())]
+            reward = float(grade(text, problem.answer).correct)
+            advantage = ((advantages[k] * mask).sum() / mask.sum()).item()  # the mean, where its tokens differ
+            rows.append(dict(step=step, prompt=problem.question, completion=text, reward=reward, advantage=advantage))
+        return rows
 
     def kl_theta_ref(self, trainer: Trainer) -> float:
         """KL(theta || ref), nats a token, on what theta samples for some test problems."""

@@ -19,11 +19,11 @@ def read_config(folder: str | Path) -> dict:
     return config
 
 
-def read_metrics(folder: str | Path) -> list[dict]:
-    """The lines of a run's metrics.jsonl; a last line that was cut short by a crash is left out.
+def read_metrics(folder: str | Path, name: str = "metrics.jsonl") -> list[dict]:
+    """The lines of a run's metrics.jsonl or completions.jsonl; a last one that was cut short by a crash is left out.
 
     Raises ValueError where another line is no JSON object with a step."""
-    path = Path(folder) / "metrics.jsonl"
+    path = Path(folder) / name
     if not path.exists():
         return []
     texts = path.read_text(encoding="utf-8", errors="replace").rstrip("\n").split("\n")

@@ -1,4 +1,5 @@
-"""A run is a folder: config.json, metrics.jsonl, checkpoint.pt, at the end grades.json and final/ with the model."""
+"""A run is a folder: config.json, metrics.jsonl, checkpoint.pt, at the end grades.json and final/ with the model; on
+request also completions.jsonl."""
 
 import json
 import shutil
@@ -22,6 +23,7 @@ FREE = (
     "steps", "eval_every", "save_every", "microbatch_tokens", "eval_batch", "keep_ref_states",
     "checkpoint_activations",
 )  # fmt: skip
+COMPLETIONS = "completions.jsonl"
 PATHS = ("base", "anchor", "init", "task", "data", "sft_task")  # what is there may move; it is known by its contents:
 CONTENTS = {
     "problems": "problems (task, data)",
@@ -43,6 +45,7 @@ class Run:
         self.folder, self.main = Path(out), main
         self.checkpoint, self.before = self.folder / "checkpoint.pt", self.folder / "checkpoint-before.pt"
         self.metrics, self.final = self.folder / "metrics.jsonl", self.folder / "final"
+        self.completions = self.folder / COMPLETIONS
         self.lines: list[str] = []  # of the metrics, as they stand in the file; each checkpoint holds them too
         self.newest: Path | None = None  # whole checkpoint
         if not main:
@@ -110,6 +113,9 @@ class Run:
         self.lines = state["lines"]
         if self._writes():
             write_whole(self.metrics, "".join(line + "\n" for line in self.lines))
+            if self.completions.exists():  # without those of steps that are now taken again
+                kept = [row for row in read_metrics(self.folder, COMPLETIONS) if row["step"] <= state["step"]]
+                write_whole(self.completions, "".join(to_json(row, ensure_ascii=False) + "\n" for row in kept))
         spent = ("parameters", "optimizer", "random")  # as large as the model: not to be held for the whole run
         return {k: v for k, v in state.items() if k not in spent} | {"lines": [json.loads(x) for x in self.lines]}
 
@@ -136,6 +142,12 @@ class Run:
         self.lines.append(to_json(line))
         with told(self.metrics), self.metrics.open("a", encoding="utf-8") as file:
             file.write(self.lines[-1] + "\n")
+
+    def log_completions(self, rows: list[dict]) -> None:
+        """Append some of one step's completions."""
+        if self._writes():
+            with told(self.completions), self.completions.open("a", encoding="utf-8") as file:
+                file.writelines(to_json(row, ensure_ascii=False) + "\n" for row in rows)
 
     def write(self, name: str, content: dict) -> None:
         """Write a JSON file of the run, whole or not at all."""

@@ -5,6 +5,7 @@ of them is running."""
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from math import isfinite
 
 import torch
@@ -90,6 +91,7 @@ class Trainer:
         """`settings.epochs` optimiser steps on one batch of rollouts. Microbatches sum to the loss of the whole batch.
 
         A step whose loss or gradient is not finite is skipped, and counted in the metrics."""
+        self.newest = replace(rollouts, kept=None), advantages  # for whoever wants to read them
         # Without KL, completions of zero advantage have zero gradient: they count in the mean and cost no compute.
         used = torch.arange(len(advantages), device=advantages.device)
         used = used if self.beta else advantages.nonzero().squeeze(-1)

@@ -15,6 +15,9 @@ from nbclient import NotebookClient
 import logitmix_lite
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "notebooks"))
+import badges  # noqa: E402
+
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
@@ -36,12 +39,14 @@ def prose(notebook):
     return "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
 
 
-def test_badge_and_install_cell_name_the_repository(path, notebook):
+def test_badge_and_first_cell_say_what_make_badges_writes(path, notebook):
     makefile = (ROOT / "Makefile").read_text()
     where, branch = (re.search(rf"^{name} = (\S+)$", makefile, re.M)[1] for name in ("REPOSITORY", "BRANCH"))
-    colab = f"https://colab.research.google.com/github/{where}/blob/{branch}/notebooks/{path.name}"
-    assert f"]({colab})" in notebook.cells[0].source, "run `make badges`"
-    assert f"git clone -q https://github.com/{where} " in "\n".join(cell.source for cell in notebook.cells)
+    written = nbformat.read(path, as_version=4)
+    badges.write(written, path.name, where, branch)
+    assert written == notebook, "run `make badges`"
+    assert badges.badge(where, branch, path.name) in notebook.cells[0].source
+    assert badges.BEFORE in prose(notebook)
 
 
 def test_cells_are_short_and_prose_surrounds_them(notebook):

@@ -6,6 +6,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import pytest
 import torch
+from PIL import Image
 
 from logitmix_lite import Mixture, evaluate, load_model, load_preset, load_tokenizer
 from logitmix_lite.lab import pictures
@@ -17,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 
 @cache
 def reading():
-    return pictures.example()
+    return pictures.example()[0]
 
 
 @pytest.fixture(autouse=True)
@@ -56,6 +57,8 @@ def test_a_reading_agrees_with_the_next_token_of_each_policy():
                 logp = policy(ids).logits[0, -1].log_softmax(-1)
             torch.testing.assert_close(reading().logps[name][place], logp, atol=1e-4, rtol=1e-3)
             assert reading().choices(name)[place] == tokenizer.decode(logp.argmax())
+            token = tokenizer(reading().pieces[place])["input_ids"][0]
+            assert reading().chances(name)[place].item() == pytest.approx(logp[token].exp().item(), abs=1e-4)
     pieces, kl, who = who_decided(theta, ref, tokenizer, prompt, "".join(reading().pieces))
     assert pieces == reading().pieces and kl == pytest.approx(reading().kl(), abs=1e-4)
     assert [{"t": "base", "r": "anchor", None: None}[w] for w in who] == reading().decided()
@@ -75,3 +78,31 @@ def test_the_strip_shows_every_token_and_who_won():
     assert tokens == 3 * len(reading().pieces)
     bars = [bar.get_height() for group in figure.axes[0].containers for bar in group]
     assert bars == pytest.approx([1.2 * kl / max(reading().kl()) for kl in reading().kl()])
+
+
+def test_the_diagram_names_the_most_likely_tokens_and_the_two_weights():
+    texts = [text.get_text() for text in pictures.two_models_diagram(reading(), 6).axes[0].texts]
+    for name in ("base", "anchor", "mixture"):
+        p, k = reading().logps[name][6].exp().max(-1)
+        assert f"{p:.2f}" in texts and reading().vocabulary[k] in texts
+    assert "weight 1 - alpha\n(here 0.25)" in texts and "weight alpha\n(here 0.75)" in texts
+    assert f"{pictures.QUESTION} 18-19=_" in texts
+
+
+def test_the_frames_write_three_answers_a_token_at_a_time():
+    _, alone = pictures.example()
+    _, [(base, _), (anchor, _), (mixed, _)] = answers()
+    assert "".join(alone["base"]) == base and "".join(alone["anchor"]) == anchor
+    frames = pictures.token_frames(reading(), alone)
+    for place in range(3):
+        texts = [text.get_text() for text in next(frames).axes[0].texts]
+        heading = texts.index(f"What comes next after the mixture's text (alpha {pictures.ALPHA})?")
+        written = "".join(text for text in texts[:heading] if len(text) == 1)
+        assert written == anchor[:place] + base[:place] + mixed[:place]
+
+
+def test_the_pictures_in_docs_are_small_and_of_the_right_length():
+    folder = ROOT / "docs" / "pictures"
+    assert all(path.stat().st_size < 1_000_000 for path in folder.iterdir())
+    with Image.open(folder / "token-by-token.gif") as animation:
+        assert animation.n_frames == len(reading().pieces) + 1

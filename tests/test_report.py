@@ -46,6 +46,13 @@ def test_a_smoothed_curve_is_the_mean_of_the_last_steps_of_each_run(runs):
     assert line.get_ydata()[[0, 1, 20]] == pytest.approx([0, 0.5 / 20, 18 / 20])
 
 
+def test_what_was_measured_rarely_is_not_smoothed_and_an_arm_without_it_is_left_out(runs):
+    runs = runs.assign(kl=runs["accuracy"].where(runs["arm"] != "grpo"))
+    ax = plot_curves(runs[runs["arm"].isin(["grpo-anchor", "grpo"])], "kl", smooth=5).axes[0]
+    assert {line.get_ydata()[-1] for line in ax.lines} == {0.55}
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["GRPO without KL, from the anchor (1 seed)"]
+
+
 def test_a_panel_shows_its_arm_in_colour_before_all_in_grey(runs):
     axes = plot_panels(runs, "reward", "reward").axes
     arms = [arm for arm in METHODS if arm in set(runs["arm"])]

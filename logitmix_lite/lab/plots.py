@@ -69,10 +69,10 @@ def to_plane(probs: Tensor) -> np.ndarray:
     return probs.double().numpy() @ CORNERS
 
 
-def simplex(ax: Axes, names: Sequence[str], height=None, levels: int = 12) -> None:
+def simplex(ax: Axes, names: Sequence[str], height=None, levels: Sequence[float] | int = 12) -> None:
     """The triangle of all distributions over three tokens, each corner one token for sure.
 
-    height: function of log-probs `[n, 3]` to `[n]`, drawn as contours."""
+    height: function of log-probs `[n, 3]` to `[n]`, drawn as contours at `levels` (a number of them, or which)."""
     if height is not None:
         side = np.linspace(0.004, 0.992, 120)
         first, second = np.meshgrid(side, side)
@@ -80,7 +80,7 @@ def simplex(ax: Axes, names: Sequence[str], height=None, levels: int = 12) -> No
         probs = torch.tensor(np.stack([first, second, 1 - first - second], -1)[inside])
         where, values = to_plane(probs), height(probs.log()).numpy()
         drawn = ax.tricontour(where[:, 0], where[:, 1], values, levels=levels, colors="0.6", linewidths=0.7)
-        ax.clabel(drawn, fontsize=7, fmt="%.1f")
+        ax.clabel(drawn, fontsize=8, fmt="%g")  # as they are, not rounded
     ax.plot(*np.vstack([CORNERS, CORNERS[:1]]).T, color="black", lw=1)
     for name, (x, y), align in zip(names, CORNERS, ("right", "left", "center"), strict=True):
         ax.annotate(name, (x, y), xytext=(0, 6 if y else -12), textcoords="offset points", ha=align)

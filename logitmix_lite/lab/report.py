@@ -12,7 +12,16 @@ from matplotlib.ticker import MaxNLocator
 
 from ..methods import METHODS
 from ..schedules import Fixed
-from .tables import complementarity, complementarity_of_arms, load_runs, mean_and_band, summary, verdicts
+from .tables import (
+    complementarity,
+    complementarity_of_arms,
+    load_runs,
+    mean_and_band,
+    measured_rarely,
+    smoothed,
+    summary,
+    verdicts,
+)  # fmt: skip
 
 ACCURACY, REWARD = "held-out greedy accuracy", "reward of the rollouts"
 SHARES = ("accuracy", "reward", "format_rate", "number_rate", "test_format_rate", "test_number_rate", "alpha",
@@ -34,25 +43,18 @@ def arms_of(runs: pd.DataFrame) -> list[str]:
     return [name for name in METHODS if name in set(runs["arm"])]
 
 
-def smoothed(runs: pd.DataFrame, column: str, smooth: int) -> pd.DataFrame:
-    """`runs` with the mean of `column` over the last `smooth` steps of each run in its place (fewer at its start)."""
-    found = runs.dropna(subset=[column])
-    rolling = found.groupby("run")[column].rolling(smooth, min_periods=1).mean()
-    return found.assign(**{column: rolling.droplevel(0)})
-
-
 def plot_curves(runs: pd.DataFrame, column="accuracy", label=ACCURACY, ax: Axes | None = None, smooth=1) -> Figure:
     """The mean over seeds of each arm with its 95 % t-interval: a line in a band, each point of it a mean of the last
     `smooth` steps. Where `column` was measured at some steps only: markers, joined faintly, with error bars."""
     ax = ax or plt.subplots(figsize=(6.4, 4), layout="constrained")[1]
-    arms = arms_of(runs)
+    arms = arms_of(runs.dropna(subset=[column]))
     for place, arm in enumerate(arms):
         colour, line, marker = METHODS[arm].style
         mine = runs[runs["arm"] == arm]
         table = mean_and_band(smoothed(mine, column, smooth), column)
         count = int(table["count"].max())
         style = {"color": colour, "label": f"{METHODS[arm].label} ({count} seed{'s' * (count > 1)})"}
-        if len(table) < mine["step"].nunique() - 1:  # step 0 is before training
+        if measured_rarely(mine, column):
             shift = 0.01 * mine["step"].max() * (place - (len(arms) - 1) / 2)  # so that bars do not hide each other
             ax.plot(table.index + shift, table["mean"], color=colour, lw=1, alpha=0.35)
             style |= {"fmt": marker, "ms": 6, "capsize": 3}
@@ -62,14 +64,13 @@ def plot_curves(runs: pd.DataFrame, column="accuracy", label=ACCURACY, ax: Axes 
         ax.plot(table.index, table["mean"], **style)
         low, high = table["mean"] - table["half"], table["mean"] + table["half"]
         ax.fill_between(table.index, low, high, color=colour, alpha=0.15, lw=0)
+    ax.set(xlabel="RL step", ylabel=label)
     steps_axis(ax, column)
-    ax.set_ylabel(label)
     ax.legend(frameon=False)
     return ax.figure
 
 
 def steps_axis(ax: Axes, column: str) -> None:
-    ax.set_xlabel("RL step")
     ax.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     ax.grid(alpha=0.3)
     if column in SHARES:
@@ -91,7 +92,6 @@ def plot_panels(runs: pd.DataFrame, column: str, label: str, smooth=5) -> Figure
         ax.fill_between(table.index, low, high, color=colour, alpha=0.2, lw=0)
         ax.plot(table["mean"], color=colour, lw=2.2)
         steps_axis(ax, column)
-        ax.set_xlabel("")
         ax.set_title(METHODS[arm].label.replace(", ", ",\n"), fontsize=9)
     if column in SHARES:  # from 0 to what there is to see
         axes[0, 0].set_ylim(-0.02, max(float(table["mean"].max()) for table in means.values()) + 0.1)

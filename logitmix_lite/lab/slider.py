@@ -28,9 +28,10 @@ document.querySelectorAll("div.frames:empty").forEach(box => {
     add(legend, "span", `display:inline-block;width:10px;height:10px;margin-right:4px;background:${group.colour}`);
     add(legend, "span", "margin-right:12px", group.label);
   });
+  const width = Math.max(...shown.names.map(name => name.length)) + 1;
   const bars = shown.names.map((name, k) => {
     const row = add(box, "div", "display:flex;align-items:center;margin:5px 0");
-    add(row, "div", "width:3.5em;font-family:monospace;font-size:15px", name);
+    add(row, "div", `width:${width}ch;font:15px monospace`, name);
     const column = add(row, "div", "flex:1");
     return shown.groups.map(group => {
       const line = add(column, "div", "display:flex;align-items:center;height:11px;font-size:10px");

@@ -43,6 +43,20 @@ def arm_of(run: Path, config: dict) -> str:
     return arm
 
 
+def measured_rarely(runs: pd.DataFrame, column: str) -> bool:
+    """Whether `column` was measured after some training steps only."""
+    return runs.dropna(subset=[column])["step"].nunique() < runs["step"].nunique() - 1  # step 0 is before training
+
+
+def smoothed(runs: pd.DataFrame, column: str, smooth: int) -> pd.DataFrame:
+    """`runs` with the mean of `column` over the last `smooth` steps of each run in its place (fewer at its start)."""
+    found = runs.dropna(subset=[column])
+    if found.empty or measured_rarely(runs, column):
+        return found
+    rolling = found.groupby("run")[column].rolling(smooth, min_periods=1).mean()
+    return found.assign(**{column: rolling.droplevel(0)})
+
+
 def mean_and_band(runs: pd.DataFrame, column: str) -> pd.DataFrame:
     """Mean of `column` over seeds at each step, and the half width of its 95 % t-interval (nan for one seed)."""
     groups = runs.dropna(subset=[column]).groupby("step")[column]

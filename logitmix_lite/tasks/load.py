@@ -58,7 +58,6 @@ def load_task(
     if data and name not in SOURCES:
         raise ValueError(f"data is a copy of one of {', '.join(SOURCES)}, and {name} is none of them")
     rng, counts = random.Random(f"{Path(name).name} {seed}"), {}
-    instruction = SOURCES[name].instruction if name in SOURCES else "" if name in CHAINS else BOX_IT
     if file:
         problems = list(distinct(read_problems(name, where)))
         rng.shuffle(problems)
@@ -73,7 +72,13 @@ def load_task(
             f"fewer than {test} for test, {validation} for validation and 1 for training: ask for less"
         )
     test_set, others = problems[:test], problems[test:]
-    return Task(str(name), others[validation : validation + train], others[:validation], test_set, instruction, counts)
+    train_set, validation_set = others[validation : validation + train], others[:validation]
+    return Task(str(name), train_set, validation_set, test_set, instruction_of(name), counts)
+
+
+def instruction_of(name: str) -> str:
+    """What follows each question of a task in the prompt."""
+    return SOURCES[name].instruction if name in SOURCES else "" if name in CHAINS else BOX_IT
 
 
 def _benchmark(name: str, test: int, others: int, seed: int, data) -> tuple[list[Problem], dict[str, int]]:

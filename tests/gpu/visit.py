@@ -30,6 +30,7 @@ RUNS = [  # the strong baseline first; what was not started when time is over is
     ("base-anchor", 0), ("wise-ft", 0), ("fixed", 1), ("grpo-anchor", 1), ("grpo-kl", 1), ("fixed", 2),
     ("grpo-anchor", 2), ("grpo-kl", 2), ("adaptive", 1), ("grpo", 1), ("adaptive", 2), ("grpo", 2),
 ]  # fmt: skip
+REHEARSED = [("grpo-anchor", 0), ("fixed", 0), ("base-anchor", 0)]  # one of each kind of start and anchor
 ANCHORS = {  # name: settings of `sft`
     "human-200": ["--sft-demos", "200", "--sft-steps", "19"],
     "human-4000": ["--sft-demos", "4000", "--sft-steps", "50"],
@@ -152,12 +153,16 @@ class Visit:
         if not (self.out / "chosen.json").exists():
             self.command("choose", [*here, "--choose"])
 
-    def chosen(self) -> list[str]:
+    def chosen(self, method: str = "fixed") -> list[str]:
+        """Flags of the chosen anchor, unless the method names its own, and of the longest completion."""
+        from logitmix_lite.methods import named
+
         if not (self.out / "chosen.json").exists():
             sys.exit(f"no anchor was chosen: see {self.out / 'logs'}")
         chosen = json.loads((self.out / "chosen.json").read_text(encoding="utf-8"))
-        return ["--anchor", str(self.out / "anchors" / chosen["anchor"] / "final"),
-                "--max-new-tokens", str(chosen["max_new_tokens"])]  # fmt: skip
+        anchor = str(self.out / "anchors" / chosen["anchor"] / "final")
+        own = "anchor" in named(method).settings
+        return [*([] if own else ["--anchor", anchor]), "--max-new-tokens", str(chosen["max_new_tokens"])]
 
     def runs(self) -> None:
         steps = ["--steps", "2", "--prompts", "2", "--samples", "2", "--eval-every", "1"] if self.rehearse else []
@@ -165,11 +170,11 @@ class Visit:
         if not table.exists():
             commands["mixing-table"] = [*PYTHON, "mixing-table", *self.preset(), *self.chosen(), "--alphas",
                                         "0,0.25,0.5,0.75,1", "--out", str(table)]  # fmt: skip
-        for method, seed in RUNS[:3] if self.rehearse else RUNS:
+        for method, seed in REHEARSED if self.rehearse else RUNS:
             folder = self.out / "runs" / f"{method}-seed{seed}"
             if not (folder / "final").exists():
-                commands[folder.name] = [*PYTHON, "train", *self.preset(), *self.chosen(), *steps, "--method", method,
-                                         "--seed", str(seed), "--out", str(folder)]  # fmt: skip
+                commands[folder.name] = [*PYTHON, "train", *self.preset(), *self.chosen(method), *steps]
+                commands[folder.name] += ["--method", method, "--seed", str(seed), "--out", str(folder)]
                 commands[folder.name] += ["--resume"] if (folder / "config.json").exists() else []
         self.every(commands)
 
