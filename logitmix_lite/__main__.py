@@ -10,7 +10,7 @@ from pathlib import Path
 
 from .config import PRESETS, Preset, load_preset
 from .lab import bench
-from .methods import METHODS, check_flags
+from .methods import METHODS, check_flags, known
 from .records import read_config
 
 
@@ -46,7 +46,7 @@ def make_parser() -> argparse.ArgumentParser:
     tiny.add_argument("--out", help="folder for base/ and anchor/ (default: where the presets look for them)")
     sft = command("sft", "fine-tune the base model on worked solutions: makes the anchor", True)
     train = command("train", "train a policy with GRPO, through a mixture or without", True)
-    train.add_argument("--method", required=True, metavar="METHOD", help=f"one of {', '.join(METHODS)}")
+    train.add_argument("--method", required=True, metavar="METHOD", help=f"one of {', '.join(known())}")
     train.add_argument("--init", help="where theta starts: base, anchor, their average, or a path")
     train.add_argument("--report-to", metavar="TRACKER", help="tensorboard, wandb or trackio also gets the metrics")
     train.add_argument("--log-completions", type=int, default=0, metavar="N",
@@ -59,6 +59,11 @@ def make_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--model", required=True, help="a run's final/ folder, tiny-base, smol, or a Hub id")
     evaluate.add_argument("--samples-each", type=int, help="so many sampled completions a problem: pass@k and majority")
     evaluate.add_argument("--out", help="folder for summary.json and problems.jsonl (default: only print)")
+    distil = command("distil", "one ordinary model out of a trained mixture: on-policy distillation", True)
+    distil.add_argument("--mixture", required=True, help="a run's final/ folder")
+    distil.add_argument("--init", choices=["theta", "average"], default="theta", help="start (default: theta)")
+    distil.add_argument("--seed", type=int, default=0, help="of data order and sampling (default: 0)")
+    distil.add_argument("--out", required=True, help="folder of the run; the model will be in final/")
     chat = command("chat", "ask base (or a trained theta), the anchor and their mixture, and see who decided", True)
     chat.add_argument("--model", help="a run's final/ folder, or another model (default: the preset's base and anchor)")
     chat.add_argument("--ask", metavar="PROBLEM", help="answer this one and stop (default: ask for problems)")
@@ -166,6 +171,15 @@ def run_evaluate(args) -> None:
     print(json.dumps(found.summary(), indent=2))
 
 
+def run_distil(args) -> None:
+    from .relatives import distil_model
+
+    preset = chosen_preset(args)
+    found = distil_model(args.mixture, preset, args.out, args.init, preset.steps, args.seed)
+    for name, policy in found.items():
+        print(f"{name}: accuracy {policy['accuracy']:.3f}, {policy['tokens_per_second']} tokens a second")
+
+
 def run_chat(args) -> None:
     from .lab.chat import chat
 
@@ -209,8 +223,8 @@ def run_report(args) -> None:
 
 COMMANDS = {
     "fetch": run_fetch, "tiny": run_tiny, "sft": run_sft, "train": run_train, "evaluate": run_evaluate,
-    "chat": run_chat, "mixing-table": run_mixing_table, "compare": run_compare, "sweep": run_sweep,
-    "report": run_report, "bench": bench.run,
+    "distil": run_distil, "chat": run_chat, "mixing-table": run_mixing_table, "compare": run_compare,
+    "sweep": run_sweep, "report": run_report, "bench": bench.run,
 }  # fmt: skip
 
 if __name__ == "__main__":

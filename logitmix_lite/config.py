@@ -7,7 +7,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:  # what follows is imported where it is used: `--help` needs neither problems nor `datasets`
     from .tasks.load import Task
 
-DTYPES = ("auto", "float32", "bfloat16", "float16")
+CHOICES = {
+    "dtype": ("auto", "float32", "bfloat16", "float16"), "ratio": ("mixture", "theta"),
+    "loss_type": ("grpo", "dapo", "dr_grpo"), "adv_estimator": ("grpo", "gae"),
+}  # fmt: skip
 
 
 def _number(default, help: str):
@@ -46,9 +49,19 @@ class Preset:
     keep_ref_states: bool = _number(True, "keep ref's hidden states from sampling: training then runs theta alone")
     checkpoint_activations: bool = _number(False, "recompute activations in the backward pass: less memory, more time")
     clip: float = _number(0.2, "the ratio is clipped to 1 - clip, 1 + clip")
+    clip_high: float = _number(0.0, "the ratio is clipped to 1 - clip, 1 + clip_high (DAPO: 0.28); 0: as clip")
+    ratio: str = _number("mixture", "policy in the ratio's numerator: mixture, or theta (Logit Fusion)")
+    ratio_cap: float = _number(0.0, "in place of the clip, the ratio counts at most so much (Logit Fusion: 3); 0: clip")
+    loss_type: str = _number("grpo", "tokens are averaged by completion (grpo), all alike (dapo), or summed (dr_grpo)")
+    adv_estimator: str = _number("grpo", "advantages by comparing the completions of a prompt (grpo), or PPO's (gae)")
+    scale_rewards: bool = _number(True, "advantages are divided by their group's standard deviation")
+    mask_truncated_completions: bool = _number(False, "completions without an end get no advantage")
+    overlong_cache: int = _number(0, "from so many tokens before the longest on, length costs reward (DAPO); 0: never")
+    dynamic_sampling: int = _number(1, "sample so many times the prompts, keep groups of unequal rewards (DAPO: > 1)")
     max_grad_norm: float = _number(1.0, "gradients are scaled down to this norm")
     alpha: float = _number(0.5, "weight of the reference in the mixture (adaptive: the first step's)")
     beta: float = _number(0.04, "weight of the KL term of grpo-kl")
+    decay_steps: int = _number(40, "steps over which a decaying alpha falls to 0")
     # adaptive alpha, equation 9
     offset: float = _number(0.5, "m0: the net gain at which alpha is 1/2")
     scale: float = _number(0.5, "tau: how fast alpha follows the net gain")
@@ -134,14 +147,15 @@ def check(preset: Preset) -> None:
     for name in ("lr", "scale", "max_grad_norm", "sft_lr"):
         if not 0 < getattr(preset, name) < inf:
             raise ValueError(f"{name} must be positive and finite, got {getattr(preset, name)}")
-    may_be_zero = ("lora_rank", "lora_blocks", "steps", "sft_steps")
-    for name in ("beta", "clip", "temperature", *may_be_zero):
+    may_be_zero = ("lora_rank", "lora_blocks", "steps", "sft_steps", "overlong_cache")
+    for name in ("beta", "clip", "clip_high", "ratio_cap", "temperature", *may_be_zero):
         if not getattr(preset, name) >= 0:
             raise ValueError(f"{name} must not be negative, got {getattr(preset, name)}")
     for f in fields(preset):
         if f.type is int and f.name not in may_be_zero and getattr(preset, f.name) < 1:
             raise ValueError(f"{f.name} must be at least 1, got {getattr(preset, f.name)}")
-    if preset.dtype not in DTYPES:
-        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {preset.dtype!r}")
+    for name, choices in CHOICES.items():
+        if getattr(preset, name) not in choices:
+            raise ValueError(f"{name} must be one of {', '.join(choices)}, got {getattr(preset, name)!r}")
     if preset.samples < 2:
         raise ValueError("samples must be at least 2: an advantage compares the completions of one prompt")

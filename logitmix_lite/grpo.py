@@ -1,16 +1,19 @@
 """The GRPO pieces: advantages (equation 4), the clipped loss (equations 5 and 6), the k3 estimate of a KL."""
 
+from math import log
+
 import torch
 from torch import Tensor
 
 
-def group_advantages(rewards: Tensor, eps: float = 1e-4) -> Tensor:
+def group_advantages(rewards: Tensor, eps: float = 1e-4, scale: bool = True) -> Tensor:
     """Equation 4: `(r - mean) / (std + eps)` within each group, `[Q, G]` to `[Q, G]`; population standard deviation.
 
-    A group of equal rewards gets exact zeros: it teaches nothing, and its training compute can be skipped."""
+    A group of equal rewards gets exact zeros: it teaches nothing, and its training compute can be skipped.
+    scale False: `r - mean`, as Dr. GRPO has it (arXiv:2503.20783), so that no group counts more for being one-sided."""
     rewards = rewards.to(torch.promote_types(rewards.dtype, torch.float32))
     centred = rewards - rewards.mean(-1, keepdim=True)
-    advantages = centred / (rewards.std(-1, correction=0, keepdim=True) + eps)
+    advantages = centred / (rewards.std(-1, correction=0, keepdim=True) + eps) if scale else centred
     equal = (rewards == rewards[..., :1]).all(-1, keepdim=True)  # the mean of equal numbers may be off by a rounding
     return advantages.masked_fill(equal, 0)
 
@@ -24,6 +27,36 @@ def grpo_loss(logp: Tensor, old_logp: Tensor, advantages: Tensor, mask: Tensor, 
     advantages = advantages.unsqueeze(-1)
     surrogate = torch.minimum(ratio * advantages, ratio.clamp(1 - clip, 1 + clip) * advantages)
     return -sequence_mean(surrogate, mask).mean()
+
+
+def surrogate(
+    logp: Tensor, old_logp: Tensor, advantages: Tensor, mask: Tensor, clip: float, clip_high: float = 0, cap: float = 0
+) -> Tensor:
+    """Equation 6's term of each token, `[N, T]`, of `grpo_loss` and its relatives. advantages: `[N]`, or `[N, T]`.
+
+    clip_high: the ratio may rise to 1 + clip_high (DAPO's clip-higher, arXiv:2503.14476); 0: as far as `clip` says.
+    cap: instead of the clip, `min(rho, cap) * A` whatever the sign of A, as Logit Fusion has it; 0: none."""
+    log_ratio, advantages = (logp - old_logp).masked_fill(mask == 0, 0), advantages.view(len(mask), -1)
+    if cap:
+        return log_ratio.clamp(max=log(cap)).exp() * advantages
+    ratio = log_ratio.exp()
+    return torch.minimum(ratio * advantages, ratio.clamp(1 - clip, 1 + (clip_high or clip)) * advantages)
+
+
+def aggregate(values: Tensor, mask: Tensor, loss_type: str, completions: int, tokens: int, longest: int) -> Tensor:
+    """What `[N, T]` values of some completions add to the loss of a batch of `completions`, with `tokens` in all.
+
+    "grpo", equation 6: mean over each completion's tokens, then over completions, so tokens of short ones count more.
+    "dapo": mean over all tokens of the batch. "dr_grpo": sum over `completions * longest`, the most there can be."""
+    if loss_type == "grpo":
+        return sequence_mean(values, mask).mean() * len(mask) / completions
+    return values.masked_fill(mask == 0, 0).sum() / (tokens if loss_type == "dapo" else completions * longest)
+
+
+def soft_overlong_punishment(lengths: Tensor, longest: int, cache: int) -> Tensor:
+    """What a completion of each length adds to its reward: 0 up to `longest - cache` tokens, then down to -1 at
+    `longest`, along a line. DAPO's equation 13 (arXiv:2503.14476)."""
+    return ((longest - cache - lengths) / cache).clamp(-1, 0)
 
 
 def kl_k3(logp: Tensor, ref_logp: Tensor) -> Tensor:

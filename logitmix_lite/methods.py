@@ -5,7 +5,7 @@ A new method is one entry here. A new rule is also a function of mixing.py, a ne
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from .schedules import Adaptive, Fixed
+from .schedules import Adaptive, Decay, Difficulty, Fixed
 
 # One cast with the same colours in all figures: base and theta, the anchor, their mixture, probability mixing.
 BLUE, ORANGE, GREEN, MAGENTA = "#0b3c8c", "#f2a25c", "#2a9d6f", "#8f2d7d"
@@ -55,12 +55,43 @@ METHODS: dict[str, Method] = {
     "wise-ft": Method("GRPO from averaged weights", ("#d9b99b", (0, (3, 2)), "*"), init="average"),
 }  # fmt: skip
 
+# Beyond the paper: its relatives, each by what it changes. `--methods all` leaves them out.
+FUSED = {"ratio": "theta", "ratio_cap": 3.0}
+DAPO = {"loss_type": "dapo", "clip_high": 0.28, "overlong_cache": 16, "dynamic_sampling": 2}
+DR_GRPO = {"loss_type": "dr_grpo", "scale_rewards": False}
+PPO = {"adv_estimator": "gae", "loss_type": "dapo"}
+RELATIVES: dict[str, Method] = {
+    "fusion": Method("Logit Fusion", ("#d1495b", "-", "o"), mixes=True, schedule=Decay, settings=FUSED),
+    "fusion-difficulty": Method(
+        "Logit Fusion, alpha follows difficulty", ("#e9a3ac", "--", "s"), mixes=True, schedule=Difficulty,
+        settings=FUSED,
+    ),
+    "fusion-kept": Method("Logit Fusion's ratio, alpha 0.5", ("#8a2f3c", "-.", "^"), mixes=True, settings=FUSED),
+    "decay": Method("mixing, alpha decays to 0", ("#5cc09a", (0, (4, 1)), "<"), mixes=True, schedule=Decay),
+    "kl-budget": Method(
+        "alpha by a budget of KL", ("#00798c", (0, (2, 1)), ">"), mixes=True, rule="kl-budget", settings={"alpha": 0.4}
+    ),
+    "dapo": Method("DAPO from the anchor", ("#6c757d", "-", "D"), init="anchor", settings=DAPO),
+    "dapo-mixed": Method("DAPO through a mixture", ("#9acd32", (0, (3, 1, 1, 1)), "d"), mixes=True, settings=DAPO),
+    "dr-grpo": Method("Dr. GRPO from the anchor", ("#b08968", ":", "v"), init="anchor", settings=DR_GRPO),
+    "dr-grpo-mixed": Method(
+        "Dr. GRPO through a mixture", ("#3f7d20", (0, (1, 2)), "p"), mixes=True, settings=DR_GRPO
+    ),
+    "ppo": Method("PPO from the anchor", ("#3a3a3a", (0, (6, 2)), "X"), init="anchor", settings=PPO),
+    "ppo-mixed": Method("PPO through a mixture", ("#74c69d", (0, (5, 1, 1, 1)), "P"), mixes=True, settings=PPO),
+}  # fmt: skip
+
+
+def known() -> dict[str, Method]:
+    """All methods by name."""
+    return METHODS | RELATIVES
+
 
 def named(name: str) -> Method:
     """The method of that name; ValueError if there is none."""
-    if name not in METHODS:
-        raise ValueError(f"unknown method {name!r}: choose one of {', '.join(METHODS)}")
-    return METHODS[name]
+    if name not in known():
+        raise ValueError(f"unknown method {name!r}: choose one of {', '.join(known())}")
+    return known()[name]
 
 
 def check_flags(name: str, **asked: object) -> Method:

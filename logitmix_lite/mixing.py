@@ -73,6 +73,35 @@ def contrastive(expert: Tensor, amateur: Tensor, gamma: float = 1.0, plausibilit
     return score.masked_fill(masked, -math.inf).to(dtype)
 
 
+def budget_alpha(theta: Tensor, ref: Tensor, budget: float, halvings: int = 30) -> Tensor:
+    """The largest alpha in [0, 1] at which the mixture stays within `budget` nats of theta, at every prefix, `[...]`.
+
+    TRB (arXiv:2605.31159): among policies with KL(pi || pi_theta) <= budget, the nearest to ref is one of equation 10's
+    family, and that KL grows with alpha, so bisection finds it. Differentiable: alpha moves with theta, and a Newton
+    step from the detached solution gives autograd the implicit function's derivative `-(dKL/dtheta) / (dKL/dalpha)`."""
+    ((theta, _), (ref, _)), _ = _active([theta, ref], [1.0, 1.0])
+    masked = _masked([theta, ref])
+    log_theta = theta.log_softmax(-1)
+    apart = (ref.log_softmax(-1) - log_theta).masked_fill(masked, 0)
+
+    def spent(alpha):  # KL(pi_alpha || pi_theta), and the variance of `apart` under pi_alpha: dKL / dalpha = alpha * it
+        log_pi = (log_theta + alpha[..., None] * apart).masked_fill(masked, -math.inf).log_softmax(-1)
+        pi, excess = log_pi.exp(), (log_pi - log_theta).masked_fill(masked, 0)
+        return (pi * excess).sum(-1), (pi * apart.square()).sum(-1) - (pi * apart).sum(-1).square()
+
+    with torch.no_grad():
+        low, high = torch.zeros_like(theta[..., 0]), torch.ones_like(theta[..., 0])
+        free = spent(high)[0] <= budget  # ref itself is near enough: alpha is 1 and does not depend on theta
+        for _ in range(halvings):
+            middle = (low + high) / 2
+            within = spent(middle)[0] <= budget
+            low, high = torch.where(within, middle, low), torch.where(within, high, middle)
+        binding = ~free & (low > 0)
+    kl, variance = spent(torch.where(binding, low, 0))
+    newton = (kl - budget) / torch.where(binding, low * variance, 1).detach()
+    return torch.where(free, 1, low) - torch.where(binding, newton - newton.detach(), 0)
+
+
 def barycenter_objective(log_pi: Tensor, theta: Tensor, ref: Tensor, alpha: float) -> Tensor:
     """Equation 10's objective `(1 - alpha) KL(pi || pi_theta) + alpha KL(pi || pi_ref)`, in nats, `[...]`.
 
@@ -103,7 +132,19 @@ def _contrast(logits: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
     return contrastive(*logits, gamma=-weights[1])
 
 
-RULES = {"logit": product_of_experts, "prob": mean_of_probs, "contrastive": _contrast}
+def _within_budget(logits: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+    """Logit mixing with an alpha of its own at every prefix; ref's weight is the budget in nats, and 1 is ref alone."""
+    if len(weights) != 2 or not 0 <= weights[1] <= 1:
+        raise ValueError(f"the kl-budget rule takes theta and ref of weights (1 - budget, budget), got {list(weights)}")
+    if weights[1] in (0, 1):
+        return product_of_experts(logits, weights)
+    ((theta, _), (ref, _)), dtype = _active(logits, [1.0, 1.0])
+    alpha = budget_alpha(theta, ref, weights[1])[..., None]
+    mixed = theta + alpha * (ref - theta).masked_fill(_masked([theta, ref]), 0)
+    return mixed.masked_fill((ref == -math.inf) & (alpha > 0), -math.inf).to(dtype)
+
+
+RULES = {"logit": product_of_experts, "prob": mean_of_probs, "contrastive": _contrast, "kl-budget": _within_budget}
 
 
 def _active(logits: Sequence[Tensor], weights: Sequence[float]) -> tuple[list[tuple[Tensor, float]], torch.dtype]:

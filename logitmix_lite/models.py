@@ -16,19 +16,20 @@ from .fast.precision import trainable
 from .hf import Mixture, MixtureConfig, lacks_tokenizer
 
 HOME = Path(os.environ.get("LOGITMIX_HOME", Path.home() / ".cache" / "logitmix_lite"))
-REPOSITORY = Path(__file__).resolve().parents[1]
-DATA = REPOSITORY / "data" if (REPOSITORY / "pyproject.toml").exists() else HOME / "data"  # installed without it
+PACKAGE = Path(__file__).resolve().parent  # a wheel has the small models inside
+DATA = (PACKAGE.parent if (PACKAGE.parent / "pyproject.toml").exists() else PACKAGE) / "data"
 
 
 def locate(source: str | Path) -> str:
     """The folder of a named model, or the name itself where it is a folder or a model of the Hub.
 
     Names: tiny-base, tiny-anchor and smol-anchor (an adapter), which are in data/, and smol, made by `fetch smol`."""
+    sft = "python -m logitmix_lite sft --preset smol --out anchor` and name it by `--anchor anchor/final"
     known = {
         "tiny-base": (DATA / "tiny" / "base", "python -m logitmix_lite tiny"),
         "tiny-anchor": (DATA / "tiny" / "anchor", "python -m logitmix_lite tiny"),
         "smol": (HOME / "smol", "python -m logitmix_lite fetch smol"),
-        "smol-anchor": (DATA / "smol" / "anchor", "python -m logitmix_lite sft --preset smol"),
+        "smol-anchor": (DATA / "smol" / "anchor", sft),
     }
     if str(source) not in known:  # a folder by its full path, so that what is trained on it knows where it is
         return str(Path(source).resolve()) if Path(source).is_dir() else str(source)

@@ -17,6 +17,7 @@ from .hf import Mixture
 from .methods import named
 from .models import average_with_base, check_precision, load_tokenizer, make_mixture
 from .ranks import Ranks
+from .relatives import Critic
 from .rollout import check_prompts
 from .runs import Run, batch_indices
 from .schedules import Fixed
@@ -74,6 +75,7 @@ def train(
     trainer = Trainer(
         mixture, tokenizer, preset, schedule, beta=preset.beta if how.kl else 0.0, seed=seed, ends=ends,
         solved=exam.solved, ranks=ranks,
+        critic=Critic(mixture, 10 * preset.lr) if preset.adv_estimator == "gae" else None,
     )  # fmt: skip
     settings = asdict(preset)
     config = {"command": "train", "preset": settings.pop("name"), "method": method, "seed": seed, "init": init}
@@ -95,6 +97,7 @@ def _steps(trainer: Trainer, exam: "Exam", run: Run, log_completions: int, repor
     state = run.restore(trainer.parameters, trainer.optimizer)
     trainer.set_alpha(state.get("alpha", schedule.alpha))
     line, watch = state.get("line", {}), Watch(state["lines"])
+    size = preset.prompts * preset.dynamic_sampling
     for past in state["lines"]:
         report(past)
     bar = tqdm(
@@ -104,7 +107,7 @@ def _steps(trainer: Trainer, exam: "Exam", run: Run, log_completions: int, repor
     for step in bar:
         began, line = time.perf_counter(), {"step": step, "alpha": schedule.alpha}
         if step > 0:
-            problems = [task.train[k] for k in batch_indices(step, preset.prompts, len(task.train), trainer.seed)]
+            problems = [task.train[k] for k in batch_indices(step, size, len(task.train), trainer.seed)]
             line |= trainer.step(step, [exam.prompts[p.question] for p in problems], [p.answer for p in problems])
         if step % preset.eval_every == 0 or step == preset.steps:
             line |= exam.test(trainer) | {"accuracy_alpha": schedule.alpha}

@@ -35,6 +35,13 @@ class Rollouts:
         """G, completions a prompt."""
         return len(self.completions) // len(self.prompt_ids)
 
+    def select(self, groups: Tensor) -> "Rollouts":
+        """Those of some prompts alone."""
+        rows = (groups[:, None] * self.samples + torch.arange(self.samples, device=groups.device)).flatten()
+        each = (self.completions, self.mask, self.logps, self.truncated)
+        kept = self.kept and [states[rows] for states in self.kept]
+        return Rollouts(self.prompt_ids[groups], self.prompt_mask[groups], *(x[rows] for x in each), kept)
+
     def texts(self, tokenizer) -> list[str]:
         """The completions as text, without end and padding tokens."""
         rows = [ids[keep] for ids, keep in zip(self.completions, self.mask.bool(), strict=True)]

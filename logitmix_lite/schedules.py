@@ -60,6 +60,41 @@ class Adaptive:
         return {"gain": gain, "forgetting": forgetting}
 
 
+@dataclass
+class Decay:
+    """Logit Fusion's (Zhang et al. 2026): alpha falls along a line, to 0 after `over` steps: the anchor is let go."""
+
+    alpha: float
+    over: int
+
+    @classmethod
+    def of(cls, settings) -> "Decay":
+        """The schedule that a run's settings ask for."""
+        return cls(settings.alpha, settings.decay_steps)
+
+    def __post_init__(self):
+        self.start = self.alpha
+
+    def after_step(self, step: int, solved: Callable[[str], Sequence[bool]]) -> dict[str, float]:
+        """Alpha of step `step` + 1, from what it was at first."""
+        self.alpha = self.start * max(0.0, 1 - step / self.over)
+        return {}
+
+
+@dataclass
+class Difficulty(Decay):
+    """The same line, times the share of validation problems that theta can't solve alone yet.
+
+    Logit Fusion scales alpha by a difficulty that its data set gives each problem; this one is measured instead."""
+
+    def after_step(self, step: int, solved: Callable[[str], Sequence[bool]]) -> dict[str, float]:
+        """Alpha of step `step` + 1, and the share that it follows."""
+        super().after_step(step, solved)
+        unsolved = 1 - fmean(map(bool, solved("theta")))
+        self.alpha *= unsolved
+        return {"unsolved": unsolved}
+
+
 def sigmoid(x: float) -> float:
     """1 / (1 + e^-x), of any size without overflow."""
     small = exp(-abs(x))

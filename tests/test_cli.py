@@ -24,7 +24,7 @@ def jsonl(folder, *rows):
     "flags, sentence",
     [
         (["--preset", "huge"], "unknown preset 'huge': choose one of tiny"),
-        (["--method", "ppo"], "unknown method 'ppo': choose one of fixed"),
+        (["--method", "reinforce"], "unknown method 'reinforce': choose one of fixed"),
         (["--task", "sudoku"], "'sudoku'"),
         (["--task", "missing.jsonl"], "missing.jsonl"),
         (["--alpha", "1.5"], "alpha lies in [0, 1], got 1.5"),

@@ -229,7 +229,8 @@ def test_bad_input_is_refused_in_words(call, message):
 
 
 def test_each_rule_of_two_has_its_oracle():
-    assert set(oracles.PAIR_RULES) == set(RULES) - {"contrastive"}  # whose weights are (1, -gamma)
+    others = {"contrastive", "kl-budget"}  # of weights (1, -gamma); in test_relatives.py
+    assert set(oracles.PAIR_RULES) == set(RULES) - others
     theta, ref = rows(2, 4, 9)
     for rule in oracles.PAIR_RULES:
         found = RULES[rule]([theta, ref], (0.3, 0.7)).log_softmax(-1)

@@ -17,7 +17,7 @@ RINGS = [
     {"fast", "tasks"},
     {"mixing", "grpo", "schedules", "mixture", "hf", "rollout", "train"},
     {"config", "methods", "models", "sft", "evaluate", "runs", "records", "stats", "ranks", "recipe", "watch",
-     "disk", "fingerprints", "trackers"},
+     "disk", "fingerprints", "relatives", "trackers"},
     {"lab"},
     {"__init__", "__main__"},
 ]

@@ -56,8 +56,8 @@ def test_what_was_recorded_under_older_names_is_still_the_right_curve(tmp_path):
         ("wise-ft-seed0", "grpo", "wise-ft"), ("mine", "grpo-kl-0.1", "grpo-kl-0.1"), ("mine-seed0", "prob", "prob"),
     ):  # fmt: skip
         assert arm_of(tmp_path / folder, {"method": method}) == arm
-    with pytest.raises(ValueError, match="unknown method 'ppo'"):
-        arm_of(tmp_path / "mine", {"method": "ppo"})
+    with pytest.raises(ValueError, match="unknown method 'reinforce'"):
+        arm_of(tmp_path / "mine", {"method": "reinforce"})
 
 
 def test_the_recorded_runs_hold_every_method():
@@ -107,7 +107,7 @@ def test_a_grid_trains_all_arms_keeps_what_is_there_and_goes_on_with_the_rest(tm
 
 def test_bad_grids(tmp_path):
     for flags, message in (
-        (["--methods", "fixed,ppo"], "unknown method 'ppo'"),
+        (["--methods", "fixed,reinforce"], "unknown method 'reinforce'"),
         (["--seeds", "0,x"], "seeds are whole numbers"),
         (["--jobs", "0"], "jobs must be at least 1"),
     ):

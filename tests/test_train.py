@@ -137,7 +137,7 @@ def test_groups_of_equal_reward_cost_nothing_and_count_in_the_mean(tmp_path):
     assert dead["loss"] == 0 and dead["grad_norm"] is None and 0 <= dead["logp_gap"] < 1e-4
     seen = []
     logprobs = run.logprobs
-    run.logprobs = lambda rollouts, rows: seen.extend(rows.tolist()) or logprobs(rollouts, rows)
+    run.logprobs = lambda rollouts, rows, *more: seen.extend(rows.tolist()) or logprobs(rollouts, rows, *more)
     loss = run.update(rollouts, advantages)["loss"]
     assert sorted(seen) == [0, 1, 2, 3, 8, 9, 10, 11]
     ratio_one = -(advantages.sum() / 16).item()  # at the policy that sampled every ratio is 1

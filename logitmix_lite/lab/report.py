@@ -10,7 +10,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from ..methods import METHODS
+from ..methods import known
 from ..schedules import Fixed
 from .tables import (
     complementarity,
@@ -39,8 +39,8 @@ FIGURES = {
 
 
 def arms_of(runs: pd.DataFrame) -> list[str]:
-    """The arms of `runs`, in the order of METHODS."""
-    return [name for name in METHODS if name in set(runs["arm"])]
+    """The arms of `runs`, in the order of `methods.known`."""
+    return [name for name in known() if name in set(runs["arm"])]
 
 
 def plot_curves(runs: pd.DataFrame, column="accuracy", label=ACCURACY, ax: Axes | None = None, smooth=1) -> Figure:
@@ -49,11 +49,11 @@ def plot_curves(runs: pd.DataFrame, column="accuracy", label=ACCURACY, ax: Axes 
     ax = ax or plt.subplots(figsize=(6.4, 4), layout="constrained")[1]
     arms = arms_of(runs.dropna(subset=[column]))
     for place, arm in enumerate(arms):
-        colour, line, marker = METHODS[arm].style
+        colour, line, marker = known()[arm].style
         mine = runs[runs["arm"] == arm]
         table = mean_and_band(smoothed(mine, column, smooth), column)
         count = int(table["count"].max())
-        style = {"color": colour, "label": f"{METHODS[arm].label} ({count} seed{'s' * (count > 1)})"}
+        style = {"color": colour, "label": f"{known()[arm].label} ({count} seed{'s' * (count > 1)})"}
         if measured_rarely(mine, column):
             shift = 0.01 * mine["step"].max() * (place - (len(arms) - 1) / 2)  # so that bars do not hide each other
             ax.plot(table.index + shift, table["mean"], color=colour, lw=1, alpha=0.35)
@@ -87,12 +87,12 @@ def plot_panels(runs: pd.DataFrame, column: str, label: str, smooth=5) -> Figure
     for arm, ax in zip(arms, axes.flat, strict=False):
         for other in arms:
             ax.plot(means[other]["mean"], color="0.85", lw=0.8)
-        table, colour = means[arm], METHODS[arm].style[0]
+        table, colour = means[arm], known()[arm].style[0]
         low, high = table["mean"] - table["half"], table["mean"] + table["half"]
         ax.fill_between(table.index, low, high, color=colour, alpha=0.2, lw=0)
         ax.plot(table["mean"], color=colour, lw=2.2)
         steps_axis(ax, column)
-        ax.set_title(METHODS[arm].label.replace(", ", ",\n"), fontsize=9)
+        ax.set_title(known()[arm].label.replace(", ", ",\n"), fontsize=9)
     if column in SHARES:  # from 0 to what there is to see
         axes[0, 0].set_ylim(-0.02, max(float(table["mean"].max()) for table in means.values()) + 0.1)
     for ax in axes.flat[len(arms) :]:
@@ -118,7 +118,7 @@ def label_ends(ax: Axes) -> None:
         free = at[under] + (tall[under] + tall[k]) / 2 if at else -np.inf
         at[k] = max(lines[k].get_ydata()[-1], free)
     for k, y in at.items():
-        dark = tuple(0.75 * part for part in to_rgb(lines[k].get_color()))
+        dark = tuple(0.6 * part for part in to_rgb(lines[k].get_color()))
         ax.annotate(names[k], (ax.get_xlim()[1], y), color=dark, va="center", fontsize=9, annotation_clip=False,
                     xytext=(4, 0), textcoords="offset points")  # fmt: skip
     ax.get_legend().remove()
@@ -127,7 +127,7 @@ def label_ends(ax: Axes) -> None:
 def best_beta(runs: pd.DataFrame) -> str:
     """The arm with a KL term that ends highest, among those with the most seeds: a single run may be best by luck."""
     ends = runs.dropna(subset=["accuracy"]).sort_values("step").groupby("run").tail(1)
-    ends = ends[[METHODS[arm].kl for arm in ends["arm"]]].groupby("arm")["accuracy"].agg(["count", "mean"])
+    ends = ends[[known()[arm].kl for arm in ends["arm"]]].groupby("arm")["accuracy"].agg(["count", "mean"])
     return max(ends.index, key=lambda arm: tuple(ends.loc[arm]))
 
 
@@ -141,9 +141,9 @@ def plot_headline(runs: pd.DataFrame) -> Figure:
     shown = [*chosen["accuracy"].dropna()]
     if "grpo" in first.index:  # theta alone, as it starts: base
         base = first.loc["grpo", "test_number_rate"]
-        ax.axhline(base, color=METHODS["base-anchor"].style[0], ls=":", lw=1.2)
+        ax.axhline(base, color=known()["base-anchor"].style[0], ls=":", lw=1.2)
         ax.annotate(f"base, were no box asked for: {base:.0%}", (0, base), va="bottom", xytext=(0, 2), fontsize=9,
-                    textcoords="offset points", color=METHODS["base-anchor"].style[0])  # fmt: skip
+                    textcoords="offset points", color=known()["base-anchor"].style[0])  # fmt: skip
         shown.append(base)
     start, other = first.loc["fixed", "accuracy"], first.loc[best, "accuracy"]
     ax.annotate("", (0, other), (0, start), arrowprops={"arrowstyle": "<->", "color": "0.3"})
@@ -163,7 +163,7 @@ def what_is_seen(runs: pd.DataFrame, column: str, label: str, smooth=1) -> str:
         mean = mean_and_band(smoothed(runs[runs["arm"] == arm], column, smooth), column)["mean"]
         (start, first), (end, last) = mean.iloc[[0, -1]].items()
         form = ".1%" if column in SHARES and column != "alpha" else ".2f"
-        said.append(f"{METHODS[arm].label} from {first:{form}} at step {start} to {last:{form}} at step {end}")
+        said.append(f"{known()[arm].label} from {first:{form}} at step {start} to {last:{form}} at step {end}")
     return f"{label[0].upper()}{label[1:]}, mean over seeds: {'; '.join(said)}."
 
 
@@ -188,7 +188,7 @@ def report(folder: str | Path, out: str | Path) -> Path:
         page.append(f"## {title[0].upper()}{title[1:]}\n\n![{alt}]({name}.png)\n")
 
     def title(chosen: pd.DataFrame) -> str:
-        first, *others = (METHODS[arm].label for arm in arms_of(chosen))
+        first, *others = (known()[arm].label for arm in arms_of(chosen))
         return f"{first} against {'; '.join(others)}" if others else first
 
     def compare(name: str, title: str, chosen: pd.DataFrame) -> None:
@@ -216,7 +216,7 @@ def report(folder: str | Path, out: str | Path) -> Path:
         if name in runs:  # not where no run has made a step
             each = f"{label}, each method before all others (mean of the last 5 steps)"
             draw(name, each, plot_panels(runs, name, label), what_is_seen(runs, name, label, 5))
-    moves = runs[runs["arm"].isin([arm for arm, method in METHODS.items() if method.schedule is not Fixed])]
+    moves = runs[runs["arm"].isin([arm for arm, method in known().items() if method.schedule is not Fixed])]
     if len(moves):
         label = "alpha, weight of the anchor"
         figure = plot_curves(moves, "alpha", label)

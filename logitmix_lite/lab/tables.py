@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from scipy.special import stdtrit  # Student's quantiles
 
-from ..methods import METHODS, named
+from ..methods import known, named
 from ..records import read_config, read_metrics
 from ..stats import bootstrap_interval, contingency, interval
 
@@ -38,7 +38,7 @@ def arm_of(run: Path, config: dict) -> str:
 
     Runs recorded while methods with settings of their own had no name are told apart by their folder alone."""
     arm = run.name.rsplit("-seed", 1)[0]
-    arm = arm if arm in METHODS else config["method"]
+    arm = arm if arm in known() else config["method"]
     named(arm)
     return arm
 
@@ -69,10 +69,10 @@ def mean_and_band(runs: pd.DataFrame, column: str) -> pd.DataFrame:
 def summary(runs: pd.DataFrame) -> pd.DataFrame:
     """A row an arm: accuracy and format rate of the test problems before and after, each with its 95 % interval."""
     rows = []
-    for arm in [name for name in METHODS if name in set(runs["arm"])]:
+    for arm in [name for name in known() if name in set(runs["arm"])]:
         tested = runs[runs["arm"] == arm].dropna(subset=["accuracy"])
         first, last = (tested.loc[tested.groupby("run")["step"].agg(pick)] for pick in ("idxmin", "idxmax"))
-        row = {"method": METHODS[arm].label, "seeds": len(last), "steps": int(last["step"].max())}
+        row = {"method": known()[arm].label, "seeds": len(last), "steps": int(last["step"].max())}
         for name, column in (("accuracy", "accuracy"), ("boxed", "test_format_rate")):
             row |= {f"{name} before": with_interval(first, column), f"{name} after": with_interval(last, column)}
         rows.append(row)
@@ -115,7 +115,7 @@ def complementarity(folder: str | Path, rate: str = "correct") -> pd.DataFrame:
     rate: what counts as right: "correct", right and boxed, as in the paper; "number", boxed or not.
     Rates in percent; gaps in percentage points; the rest counts problems."""
     grades, rows = load_grades(folder), []
-    mixing = [arm for arm, method in METHODS.items() if method.mixes]
+    mixing = [arm for arm, method in known().items() if method.mixes]
     for run, policies in grades[grades["arm"].isin(mixing)].groupby("run") if len(grades) else []:
         policies = policies.set_index("policy")
         if "ref" not in policies.index:
@@ -142,9 +142,9 @@ def complementarity_of_arms(folder: str | Path, rate: str = "correct") -> pd.Dat
     arm = who["run"].map(load_grades(folder).drop_duplicates("run").set_index("run")["arm"])
     seeds = arm.value_counts()
     means = who.drop(columns=["run", "exactly one"]).groupby(arm).mean()
-    means = means.loc[[name for name in METHODS if name in means.index]]
+    means = means.loc[[name for name in known() if name in means.index]]
     means = means.assign(**{"exactly one": means["theta only"] + means["ref only"]}).round(1)
-    means.insert(0, "method", [METHODS[name].label for name in means.index])
+    means.insert(0, "method", [known()[name].label for name in means.index])
     means.insert(1, "seeds", seeds)
     return means.reset_index(drop=True)
 
@@ -189,10 +189,10 @@ def verdicts(folder: str | Path) -> pd.DataFrame:
         compare(f"(ii) exactly one of them is {words}", one, 0 * one, SIZEABLE)
     for path in sorted(Path(folder).glob("mixing*.csv")):
         add(*mixing_claim(path), 1)
-    baselines = [arm for arm, method in METHODS.items() if method.kl and len(of(arm))]
+    baselines = [arm for arm, method in known().items() if method.kl and len(of(arm))]
     # the best of the three beta, among those with the most seeds: a single run may be best by luck
     best = max(baselines, key=lambda arm: (len(of(arm)), of(arm).to_numpy(float).mean()), default="grpo-kl")
-    compare(f"(iv) fixed mixing at least equals {METHODS[best].label}", of("fixed"), of(best), -MARGIN)
+    compare(f"(iv) fixed mixing at least equals {known()[best].label}", of("fixed"), of(best), -MARGIN)
     compare("(v) adaptive is about as good as fixed", of("adaptive"), of("fixed"), -MARGIN, MARGIN)
     compare("(vi) an SFT anchor beats a base anchor", of("fixed"), of("base-anchor"))
     return pd.DataFrame(rows)
