@@ -39,9 +39,18 @@ def prose(notebook):
     return "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
 
 
+def setting(name):
+    return re.search(rf"^{name} = (\S+)$", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M)[1]
+
+
+def test_the_readme_leads_to_the_repository():
+    where, readme = setting("REPOSITORY"), (ROOT / "README.md").read_text(encoding="utf-8")
+    assert badges.badge(where, setting("BRANCH"), "00_quickstart.ipynb", ".") in readme, "run `make badges`"
+    assert f"git clone https://github.com/{where} && cd {where.partition('/')[2]}\n" in readme
+
+
 def test_badge_and_first_cell_say_what_make_badges_writes(path, notebook):
-    makefile = (ROOT / "Makefile").read_text()
-    where, branch = (re.search(rf"^{name} = (\S+)$", makefile, re.M)[1] for name in ("REPOSITORY", "BRANCH"))
+    where, branch = setting("REPOSITORY"), setting("BRANCH")
     written = nbformat.read(path, as_version=4)
     badges.write(written, path.name, where, branch)
     assert written == notebook, "run `make badges`"
