@@ -78,7 +78,8 @@ def box(ax: Axes, x: float, y: float, text: str, fill: str, ink="black", edge=RU
     shape = "round,pad=0,rounding_size=0.14"
     ax.add_patch(FancyBboxPatch((x - width / 2, y - 0.45), width, 0.9, boxstyle=shape, fc=fill, ec=edge, lw=0.8))
     shown = {" ": "␣", "\n": "⏎"}.get(text, text)
-    ax.text(x, y - 0.04, shown, color=ink, ha="center", va="center", **({"family": "monospace", "size": 12} | font))
+    font = {"family": "monospace", "size": 12 / max(1, 0.6 * len(shown))} | font
+    ax.text(x, y - 0.04, shown, color=ink, ha="center", va="center", **font)
 
 
 def canvas(width: float, height: float, inches: float = 5.2) -> Axes:
@@ -166,9 +167,8 @@ def two_models_diagram(reading: Reading, place: int = 6) -> Figure:
 
     def role(x, y, name, text, detail, width) -> None:
         fill, ink = ROLES[name]
-        ax.add_patch(
-            FancyBboxPatch((x - width / 2, y - 1), width, 2, boxstyle="round,pad=0,rounding_size=0.3", fc=fill)
-        )
+        shape = "round,pad=0,rounding_size=0.3"
+        ax.add_patch(FancyBboxPatch((x - width / 2, y - 1), width, 2, boxstyle=shape, fc=fill))
         say(x, y + 0.4, text, color=ink, weight="bold", size=11)
         say(x, y - 0.45, detail, color=ink)
 
