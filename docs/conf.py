@@ -36,6 +36,7 @@ myst_heading_anchors = 3
 nb_execution_mode = "off"
 nb_ipywidgets_js = {}  # they would come from another server; a widget shows its stored picture
 nb_merge_streams = True
+nb_code_prompt_show = nb_code_prompt_hide = "Solution"
 mathjax_path = "mathjax/tex-svg-full.js"  # put there by `make book`
 mathjax3_config = {"options": {"enableMenu": False}}
 

@@ -25,6 +25,11 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(130)
     except (ValueError, OSError) as error:  # bad input: one sentence, no traceback
         sys.exit(f"error: {error}")
+    except RuntimeError as error:  # torch's kind for all its troubles
+        if "memory" not in str(error):
+            raise
+        said = str(error).partition(". ")[0]
+        sys.exit(f"error: {said}: lower --microbatch-tokens and --eval-batch (no result changes), or --max-new-tokens")
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -49,7 +49,8 @@ def main(repository: str, branch: str) -> None:
     text = readme.read_text(encoding="utf-8")
     first = badge(repository, branch, "00_quickstart.ipynb", ".")
     text = re.sub(r"\[!\[Open in Colab\]\([^)]*\)\]\([^)]*\)", first, text)
-    text = re.sub(r"github\.com/\S+ && cd", f"github.com/{repository} && cd", text)
+    clone = f"github.com/{repository} && cd {repository.partition('/')[2]}"
+    text = re.sub(r"github\.com/\S+ && cd \S+", clone, text)
     readme.write_text(text, encoding="utf-8")
 
 

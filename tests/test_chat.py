@@ -10,7 +10,7 @@ from conftest import make_lora_pair
 from logitmix_lite.__main__ import main
 from logitmix_lite.hf import Mixture
 from logitmix_lite.lab.chat import Answer, ask, decided, pieces
-from logitmix_lite.lab.study import who_decided
+from logitmix_lite.lab.pictures import read_with_both
 from logitmix_lite.methods import BLUE, ORANGE
 from logitmix_lite.models import load_model, load_tokenizer
 from logitmix_lite.tasks import encode_prompt
@@ -43,9 +43,8 @@ def test_three_answers_and_who_decided(members, tokenizer):
     assert {a.name: "".join(a.pieces) for a in answers} == SAYS
     prompt = encode_prompt(tokenizer, EXAMPLE)
     for answer in answers:
-        found, _, who = who_decided(*members, tokenizer, prompt, SAYS[answer.name])
-        assert answer.pieces == found
-        assert [{"base": "t", "anchor": "r", "": None}[w] for w in answer.who] == who
+        found = read_with_both(*members, tokenizer, prompt, SAYS[answer.name], 0.75)
+        assert answer.pieces == found.pieces and [w or None for w in answer.who] == found.decided()
     assert set(answers[2].who) == {"", "base", "anchor"}  # so the comparison above could fail
 
 

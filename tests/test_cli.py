@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from logitmix_lite import HOME
 from logitmix_lite.__main__ import COMMANDS, main
@@ -54,6 +55,15 @@ def test_bad_flags(tmp_path, capsys, flags, sentence):
     message = str(stop.value)
     assert sentence in message and message.startswith("error: ") and "\n" not in message
     assert not out.exists()
+
+
+def test_out_of_memory_says_what_to_lower(monkeypatch):
+    def full(args):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has")
+
+    monkeypatch.setitem(COMMANDS, "report", full)
+    with pytest.raises(SystemExit, match="^error: CUDA out of memory: lower --microbatch-tokens"):
+        main(["report", "runs"])
 
 
 def test_bad_evaluations(tmp_path):

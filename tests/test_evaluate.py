@@ -7,13 +7,12 @@ from statistics import fmean
 
 import numpy as np
 import pytest
-import torch
 from scipy.stats import binomtest
 
-from logitmix_lite import evaluate, load_model, load_policy, load_task, load_tokenizer
+from logitmix_lite import evaluate, load_policy, load_task, load_tokenizer
 from logitmix_lite.config import load_preset
 from logitmix_lite.evaluate import majority_vote
-from logitmix_lite.lab.study import compare, who_decided
+from logitmix_lite.lab.study import compare
 from logitmix_lite.schedules import Adaptive
 from logitmix_lite.stats import (
     bootstrap_interval,
@@ -132,21 +131,6 @@ def test_several_samples_of_each_problem():
     assert all(n + (not cut) == m for n, cut, m in zip(lengths, found.truncated, found.lengths, strict=True))
     with pytest.raises(ValueError, match="set a temperature above 0"):
         evaluate(policy, tokenizer, task.test, samples=2)
-
-
-def test_who_decided_agrees_with_the_next_token_of_each_model():
-    tokenizer, theta, ref = load_tokenizer("tiny-base"), load_model("tiny-base"), load_model("tiny-anchor")
-    prompt, text = tokenizer("13+7-4?")["input_ids"], "13+7=20;20-4=16; so 1\\boxed{16}"
-    pieces, kl, who = who_decided(theta, ref, tokenizer, prompt, text)
-    assert "".join(pieces) == text and {"t", "r", None} == set(who)
-    for place, (piece, distance, decided) in enumerate(zip(pieces, kl, who, strict=True)):
-        ids = torch.tensor([prompt + tokenizer("".join(pieces[:place]))["input_ids"]])
-        with torch.no_grad():
-            first, second = (model(ids).logits[0, -1].double().log_softmax(-1) for model in (theta, ref))
-        by_theta, by_ref = (tokenizer.decode(row.argmax()) == piece for row in (first, second))
-        assert decided == ("t" if by_theta and not by_ref else "r" if by_ref and not by_theta else None)
-        expected = torch.nn.functional.kl_div(second, first, log_target=True, reduction="sum").item()
-        assert distance == pytest.approx(expected, abs=1e-3)
 
 
 def test_adaptive_alpha():

@@ -10,7 +10,6 @@ from PIL import Image
 
 from logitmix_lite import Mixture, evaluate, load_model, load_preset, load_tokenizer
 from logitmix_lite.lab import pictures
-from logitmix_lite.lab.study import who_decided
 from logitmix_lite.tasks import encode_prompt
 
 ROOT = Path(__file__).parents[1]
@@ -59,9 +58,21 @@ def test_a_reading_agrees_with_the_next_token_of_each_policy():
             assert reading().choices(name)[place] == tokenizer.decode(logp.argmax())
             token = tokenizer(reading().pieces[place])["input_ids"][0]
             assert reading().chances(name)[place].item() == pytest.approx(logp[token].exp().item(), abs=1e-4)
-    pieces, kl, who = who_decided(theta, ref, tokenizer, prompt, "".join(reading().pieces))
-    assert pieces == reading().pieces and kl == pytest.approx(reading().kl(), abs=1e-4)
-    assert [{"t": "base", "r": "anchor", None: None}[w] for w in who] == reading().decided()
+
+
+def test_who_decided_and_how_far_apart_the_two_are():
+    tokenizer, theta, ref = load_tokenizer("tiny-base"), load_model("tiny-base"), load_model("tiny-anchor")
+    prompt, text = tokenizer("13+7-4?")["input_ids"], "13+7=20;20-4=16; so 1\\boxed{16}"
+    found = pictures.read_with_both(theta, ref, tokenizer, prompt, text, 0.5)
+    assert "".join(found.pieces) == text and {"base", "anchor", None} == set(found.decided())
+    for place, (piece, distance, decided) in enumerate(zip(found.pieces, found.kl(), found.decided(), strict=True)):
+        ids = torch.tensor([prompt + tokenizer("".join(found.pieces[:place]))["input_ids"]])
+        with torch.no_grad():
+            first, second = (model(ids).logits[0, -1].double().log_softmax(-1) for model in (theta, ref))
+        by_theta, by_ref = (tokenizer.decode(row.argmax()) == piece for row in (first, second))
+        assert decided == ("base" if by_theta and not by_ref else "anchor" if by_ref and not by_theta else None)
+        expected = torch.nn.functional.kl_div(second, first, log_target=True, reduction="sum").item()
+        assert distance == pytest.approx(expected, abs=1e-3)
 
 
 def test_lines_break_after_semicolons_where_they_can():

@@ -116,7 +116,7 @@ def test_the_lab_is_small():
     """All of it but the benchmark, which compares with other packages, and the drawing of pictures."""
     others = ("lab/bench/", "lab/pictures", "lab/wall")
     lab = [file for file in FILES if file.startswith("lab/") and not file.startswith(others)]
-    assert sum(len((PACKAGE / file).read_text(encoding="utf-8").splitlines()) for file in lab) <= 1350
+    assert sum(len((PACKAGE / file).read_text(encoding="utf-8").splitlines()) for file in lab) <= 1375
 
 
 def test_what_is_listed_as_late_exists():

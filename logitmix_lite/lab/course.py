@@ -1,6 +1,7 @@
-"""What every notebook of the course begins with."""
+"""What the notebooks of the course share: how each begins, and how an exercise is checked."""
 
 import warnings
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -26,3 +27,21 @@ def start_notebook() -> Path:
     logging.disable_progress_bar()
     warnings.simplefilter("ignore", FutureWarning)
     return results
+
+
+def exercise(number: int, right, wrong: Mapping[str, object], otherwise: str) -> Callable[[object], str]:
+    """A check of an exercise: a function from an answer (a tensor, a number, or None: not yet) to what to say of it.
+
+    wrong: what the likely mistakes give, by what to say of each. otherwise: said of any other answer."""
+
+    def check(answer) -> str:
+        if answer is None:
+            return f"exercise {number}: not solved yet"
+        answer = torch.as_tensor(answer).double()
+        for words, value in {"right": right, **wrong}.items():
+            value = torch.as_tensor(value).double()
+            if answer.shape == value.shape and torch.allclose(answer, value, atol=1e-4):
+                return f"exercise {number}: {words}"
+        return f"exercise {number}: {otherwise}"
+
+    return check

@@ -1,12 +1,10 @@
 """The figures of the notebooks: one style, colours of different lightness, patterns that survive printing in grey."""
 
-import html
 from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from IPython.display import HTML
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -86,15 +84,3 @@ def simplex(ax: Axes, names: Sequence[str], height=None, levels: Sequence[float]
         ax.annotate(name, (x, y), xytext=(0, 6 if y else -12), textcoords="offset points", ha=align)
     ax.set_aspect("equal")
     ax.axis("off")
-
-
-def coloured(pieces: Sequence[str], values: Sequence[float], labels: Sequence[str] | None = None, top: float = 1.0):
-    """Text as HTML for a notebook: each piece on a background from white (0) to orange (`top`), underlined where theta
-    decided ("t") and boxed where ref did ("r") according to `labels`."""
-    frames = {"t": f"border-bottom:2px solid {BLUE}", "r": "outline:1.5px solid #c2570c", None: "", "": ""}
-    spans = []
-    for place, (piece, value) in enumerate(zip(pieces, values, strict=True)):
-        strength = min(1.0, max(0.0, value / top))
-        style = f"background:rgba(242,162,92,{strength:.2f});{frames[labels[place] if labels else None]}"
-        spans.append(f'<span style="{style}" title="{value:.3f}">{html.escape(piece)}</span>')
-    return HTML(f'<pre style="line-height:1.9;white-space:pre-wrap">{"".join(spans)}</pre>')

@@ -118,7 +118,7 @@ def label_ends(ax: Axes) -> None:
         free = at[under] + (tall[under] + tall[k]) / 2 if at else -np.inf
         at[k] = max(lines[k].get_ydata()[-1], free)
     for k, y in at.items():
-        dark = tuple(0.75 * part for part in to_rgb(lines[k].get_color()))
+        dark = tuple(0.6 * part for part in to_rgb(lines[k].get_color()))
         ax.annotate(names[k], (ax.get_xlim()[1], y), color=dark, va="center", fontsize=9, annotation_clip=False,
                     xytext=(4, 0), textcoords="offset points")  # fmt: skip
     ax.get_legend().remove()

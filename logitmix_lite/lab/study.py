@@ -1,4 +1,4 @@
-"""Two policies side by side: the mixing table, who decided each token, and who solves which problems."""
+"""Two policies side by side: the mixing table, and who solves which problems."""
 
 import json
 from collections.abc import Sequence
@@ -6,7 +6,6 @@ from pathlib import Path
 from statistics import fmean
 
 import pandas as pd
-import torch
 from tqdm import tqdm
 
 from ..config import Preset
@@ -60,19 +59,6 @@ def mixing_table_of(preset: Preset, alphas: Sequence[str | float], sampled: bool
     )  # fmt: skip
     table.to_csv(out, index=False)
     return table
-
-
-@torch.no_grad()
-def who_decided(theta, ref, tokenizer, prompt: Sequence[int], text: str) -> tuple[list[str], list[float], list]:
-    """Read `text`, an answer to `prompt`, with both models. For each token: its piece of the text; KL(theta || ref)
-    there, in nats; "t" if it is theta's first choice and not ref's, "r" if ref's and not theta's, else None."""
-    answer = tokenizer(text, add_special_tokens=False)["input_ids"]
-    ids = torch.tensor([[*prompt, *answer]], device=theta.device)
-    first, second = (model(ids).logits[0, len(prompt) - 1 : -1].log_softmax(-1) for model in (theta, ref))
-    kl = (first.exp() * (first - second)).sum(-1)
-    choices = zip(answer, first.argmax(-1).tolist(), second.argmax(-1).tolist(), strict=True)
-    who = [None if a == b or token not in (a, b) else "t" if token == a else "r" for token, a, b in choices]
-    return [tokenizer.decode(token) for token in answer], kl.tolist(), who
 
 
 def compare(first: str | Path, second: str | Path, rate: str = "correct") -> dict:
