@@ -17,6 +17,7 @@ from logitmix_lite import group_advantages, grpo_loss, load_preset, load_tokeniz
 from logitmix_lite.__main__ import main
 from logitmix_lite.grpo import aggregate, soft_overlong_punishment, surrogate
 from logitmix_lite.lab.report import report
+from logitmix_lite.lab.tables import load_grades, load_runs, solved
 from logitmix_lite.methods import METHODS, RELATIVES, known
 from logitmix_lite.mixing import RULES, budget_alpha
 from logitmix_lite.models import make_mixture as tiny_mixture
@@ -355,3 +356,24 @@ def test_the_command_writes_an_ordinary_model(tmp_path, capsys):
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "one" / "final")
     assert type(model).__name__ == "Qwen2ForCausalLM" and load_tokenizer(tmp_path / "one" / "final")
     assert len(read_metrics(tmp_path / "one")) == 1 and Path(tmp_path / "one" / "config.json").exists()
+
+
+# ---- what is recorded ---------------------------------------------------------------------------------------------
+
+RECORDED = Path(__file__).resolve().parents[1] / "data" / "results" / "beyond"
+
+
+def test_recorded_runs_are_whole_and_let_go_of_the_anchor():
+    runs, grades = load_runs(RECORDED), load_grades(RECORDED)
+    assert set(runs["arm"]) <= set(RELATIVES) and (runs.groupby("run")["step"].max() == 60).all()
+    fusion = runs[runs["arm"] == "fusion"].groupby("step")["alpha"].first()
+    assert fusion[1] == 0.5 and fusion[21] == 0.25 and not fusion[41:].any()
+    assert solved(grades, "fusion", "mixture").equals(solved(grades, "fusion", "theta"))
+
+
+@pytest.mark.parametrize("summary", sorted(RECORDED.glob("distil-*/summary.json")), ids=lambda path: path.parent.name)
+def test_recorded_students_keep_the_mixtures_accuracy_at_half_its_weights(summary):
+    found = json.loads(summary.read_text(encoding="utf-8"))
+    mixture, student = found["mixture"], found["student"]
+    assert student["accuracy"] == student["correct"].count("1") / 200 >= 0.95 * mixture["accuracy"]
+    assert student["bytes"] == mixture["bytes"] / 2

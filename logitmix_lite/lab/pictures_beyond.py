@@ -1,0 +1,82 @@
+"""The figures of notebook 09: who answers alone, alpha along an answer, what a schedule does to a run."""
+
+from collections.abc import Mapping, Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from ..methods import known
+from .plots import MIX, PROB, REF, THETA
+from .tables import mean_and_band, smoothed
+
+
+def alone_and_together(found: pd.DataFrame, title: str) -> Figure:
+    """A row an arm: what its mixture ends with, and what its theta alone does, with their intervals.
+
+    found: columns arm, answers with ("mixture" or "theta"), right, low and high, in percent."""
+    order = list(dict.fromkeys(found.sort_values("right")["arm"]))
+    figure, ax = plt.subplots(figsize=(5.4, 0.5 * len(order) + 1.2))
+    for policy, (colour, *_), marker, shift in (("theta", THETA, "o", -0.14), ("mixture", MIX, "s", 0.14)):
+        mine = found[found["answers with"] == policy]
+        y = np.array([order.index(arm) for arm in mine["arm"]]) + shift
+        spread = np.abs(mine[["low", "high"]].to_numpy().T - mine["right"].to_numpy())
+        ax.errorbar(mine["right"], y, xerr=spread, fmt=marker, color=colour, ms=7, capsize=3)
+    ax.text(0, len(order) - 0.35, "● theta alone", color=THETA[0], weight="bold", va="center")
+    ax.text(30, len(order) - 0.35, "■ the mixture", color=MIX[0], weight="bold", va="center")
+    ax.set_yticks(range(len(order)), [name.replace(", ", ",\n").replace(" from", "\nfrom") for name in order])
+    ax.tick_params(axis="y", labelsize=8)
+    ax.set(xlabel="right and boxed, % (95 %, seeds and problems)", ylim=(-0.6, len(order)), xlim=(-3, 80))
+    ax.set_title(title)
+    return figure
+
+
+def through_a_valley(runs: pd.DataFrame, arms: Sequence[str], title: str) -> Figure:
+    """Alpha, and the share of rollouts that are boxed, over the steps of two arms."""
+    figure, axes = plt.subplots(2, 1, figsize=(5.4, 4.6), sharex=True)
+    for arm in arms:
+        mine, colour = runs[(runs["arm"] == arm) & (runs["step"] > 0)], known()[arm].style[0]
+        for ax, column in zip(axes, ("alpha", "format_rate"), strict=True):
+            table = mean_and_band(smoothed(mine, column, 3), column)
+            half = table["half"].fillna(0)
+            ax.plot(table["mean"], color=colour)
+            ax.fill_between(table.index, table["mean"] - half, table["mean"] + half, color=colour, alpha=0.15, lw=0)
+        last = mine[mine["step"] == 20]["alpha"].mean()
+        axes[0].text(21, last + 0.03, known()[arm].label, color=colour, weight="bold")
+    axes[0].set(ylabel="alpha", ylim=(-0.03, 0.65))
+    axes[1].set(ylabel="share boxed", xlabel="RL step (mean and 95 % t-interval over seeds)", ylim=(0, 1.05))
+    axes[0].set_title(title)
+    return figure
+
+
+def alpha_along(text: str, along: Mapping[float, Sequence[float]], title: str) -> Figure:
+    """Alpha at each character of an answer, in two lines, for two budgets: the larger one behind the smaller."""
+    half = text.index(";", len(text) // 3) + 1
+    figure, axes = plt.subplots(2, 1, figsize=(5.8, 4.2), sharey=True)
+    for ax, span in zip(axes, (slice(0, half), slice(half, len(text))), strict=True):
+        places = np.arange(len(text[span]))
+        for (budget, values), colour, width in zip(along.items(), (MIX[0], "#9fd3bd"), (0.4, 0.8), strict=True):
+            bars = ax.bar(places, values[span], width, color=colour, zorder=3 - 2 * width)
+            bars.set_label(f"budget {budget} nats")
+        ax.set_xticks(places, list(text[span]), family="monospace", fontsize=10)
+        ax.set(ylabel="alpha", ylim=(0, 1.05), xlim=(-0.6, max(half, len(text) - half) - 0.4))
+        ax.grid(axis="x", visible=False)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    axes[0].set_title(title)
+    return figure
+
+
+def students_learn(curves: Mapping[str, Sequence[float]], title: str) -> Figure:
+    """KL(student || mixture) over the steps of a distillation, one line a student."""
+    figure, ax = plt.subplots(figsize=(5.4, 3.2))
+    for (name, kl), (colour, line, *_) in zip(curves.items(), (THETA, REF, PROB), strict=False):
+        ax.semilogy(range(1, len(kl) + 1), kl, color=colour, ls=line)
+        ax.annotate(f"from {name}", (len(kl), kl[-1]), xytext=(4, 5), textcoords="offset points", color=colour)
+    ax.set(
+        xlabel="step of distillation",
+        ylabel="KL(student || mixture), nats",
+        xlim=(0, 1.35 * max(map(len, curves.values()))),
+    )
+    ax.set_title(title)
+    return figure
