@@ -23,20 +23,18 @@ def grpo_loss(logp: Tensor, old_logp: Tensor, advantages: Tensor, mask: Tensor, 
 
     logp, old_logp: `[N, T]` log-probs of the sampled tokens under the policy now and under the one that sampled them.
     advantages: `[N]`. mask: `[N, T]`, 1 on completion tokens up to and including the end token."""
-    ratio = (logp - old_logp).masked_fill(mask == 0, 0).exp()  # equation 5; padding may hold anything, even -inf
-    advantages = advantages.unsqueeze(-1)
-    surrogate = torch.minimum(ratio * advantages, ratio.clamp(1 - clip, 1 + clip) * advantages)
-    return -sequence_mean(surrogate, mask).mean()
+    return -sequence_mean(surrogate(logp, old_logp, advantages, mask, clip), mask).mean()
 
 
 def surrogate(
     logp: Tensor, old_logp: Tensor, advantages: Tensor, mask: Tensor, clip: float, clip_high: float = 0, cap: float = 0
 ) -> Tensor:
-    """Equation 6's term of each token, `[N, T]`, of `grpo_loss` and its relatives. advantages: `[N]`, or `[N, T]`.
+    """Equations 5 and 6 at each token, `[N, T]`: ratio times advantage, clipped. advantages: `[N]`, or `[N, T]`.
 
     clip_high: the ratio may rise to 1 + clip_high (DAPO's clip-higher, arXiv:2503.14476); 0: as far as `clip` says.
     cap: instead of the clip, `min(rho, cap) * A` whatever the sign of A, as Logit Fusion has it; 0: none."""
-    log_ratio, advantages = (logp - old_logp).masked_fill(mask == 0, 0), advantages.view(len(mask), -1)
+    log_ratio = (logp - old_logp).masked_fill(mask == 0, 0)  # padding may hold anything, even -inf
+    advantages = advantages.view(len(mask), -1)
     if cap:
         return log_ratio.clamp(max=log(cap)).exp() * advantages
     ratio = log_ratio.exp()
