@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from ..methods import known
-from .plots import MIX, PROB, REF, THETA
+from .plots import MIX, THETA
 from .tables import mean_and_band, smoothed
 
 
@@ -68,11 +68,13 @@ def alpha_along(text: str, along: Mapping[float, Sequence[float]], title: str) -
 
 
 def students_learn(curves: Mapping[str, Sequence[float]], title: str) -> Figure:
-    """KL(student || mixture) over the steps of a distillation, one line a student."""
+    """KL(student || mixture) over the steps of a distillation, one line a student: from "theta" or from "average"."""
     figure, ax = plt.subplots(figsize=(5.4, 3.2))
-    for (name, kl), (colour, line, *_) in zip(curves.items(), (THETA, REF, PROB), strict=False):
+    styles = {"theta": THETA, "average": known()["wise-ft"].style}
+    for name, kl in curves.items():
+        colour, line, _ = styles[name]
         ax.semilogy(range(1, len(kl) + 1), kl, color=colour, ls=line)
-        ax.annotate(f"from {name}", (len(kl), kl[-1]), xytext=(4, 5), textcoords="offset points", color=colour)
+        ax.annotate(f"from {name}", (len(kl), kl[-1]), xytext=(4, 5), textcoords="offset points")
     ax.set(
         xlabel="step of distillation",
         ylabel="KL(student || mixture), nats",
