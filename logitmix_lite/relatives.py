@@ -13,7 +13,7 @@ from .evaluate import evaluate
 from .fingerprints import contents
 from .hf import Mixture
 from .mixing import mix_logits
-from .mixture import evaluating
+from .mixture import evaluating, positions
 from .models import load_policy, load_tokenizer
 from .rollout import Rollouts, rollout
 from .runs import Run, batch_indices
@@ -138,7 +138,7 @@ def distil(
         said = rollout(student, chosen, max_new_tokens=max_new_tokens, seed=[seed, step], eos=ends, pad=pad)
         ids = torch.cat([said.prompt_ids, said.completions], -1)
         seen = torch.cat([said.prompt_mask, said.mask], -1)
-        places = (seen.cumsum(-1) - 1).clamp(min=0)
+        places = positions(seen)
         first = said.prompt_ids.shape[1] - 1
         with torch.no_grad(), evaluating(teacher):
             wanted = teacher.combine(teacher.hidden(ids, seen, places))[:, first:-1]

@@ -5,6 +5,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from browser import Browser, find_chromium
 
 # Before anything imports transformers, datasets or tqdm, which read these once.
 os.environ["TQDM_DISABLE"] = "1"
@@ -20,6 +21,14 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip("no shared/data beside the checkout")
     return folder
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """A headless Chromium, for modules that skip where there is none."""
+    browser = Browser(find_chromium())
+    yield browser
+    browser.close()
 
 
 ARCHITECTURES = ["llama", "qwen2", "qwen3", "gpt2"]

@@ -7,7 +7,7 @@ from pathlib import Path
 from urllib.parse import unquote, urldefrag, urljoin
 
 import pytest
-from browser import Browser, Server, find_chromium
+from browser import Server, find_chromium
 
 pytest.importorskip("myst_nb", reason="the book needs `pip install -e .[book]`")
 pytest.importorskip("furo")
@@ -37,13 +37,6 @@ def address(site):
     server = Server(site)
     yield server.address + "/"
     server.close()
-
-
-@pytest.fixture(scope="module")
-def browser():
-    browser = Browser(CHROMIUM)
-    yield browser
-    browser.close()
 
 
 @in_chromium

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from browser import Browser, Server, find_chromium
+from browser import Server, find_chromium
 
 from logitmix_lite.hf import Mixture
 from logitmix_lite.models import load_model, load_tokenizer
@@ -29,13 +29,6 @@ def page():
     server = Server(PAGE)
     yield server.address
     server.close()
-
-
-@pytest.fixture(scope="module")
-def browser():
-    browser = Browser(CHROMIUM)
-    yield browser
-    browser.close()
 
 
 @pytest.fixture(scope="module")
