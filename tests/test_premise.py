@@ -17,7 +17,7 @@ def test_one_decoding_gives_what_each_length_would():
     preset = load_preset("tiny", test_size=60)
     task, tokenizer = preset.problems(), load_tokenizer("tiny-base")
     mixture = make_mixture("base", "tiny-anchor", "tiny-base", 0.25)
-    found = premise(mixture, tokenizer, task, task.test, lengths=(24, 64))
+    found = premise(mixture, tokenizer, task, task.test, lengths=(24, 64), batch=25)
     for length, policies in found.items():
         for name, weights in {"theta": (1, 0), "ref": (0, 1), "mixture": (0.75, 0.25)}.items():
             with mixture.using(weights):

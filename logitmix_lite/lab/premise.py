@@ -6,6 +6,8 @@ from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 
+from tqdm import tqdm
+
 from ..config import Preset
 from ..evaluate import Evaluation
 from ..fingerprints import PACKAGES, hardware
@@ -18,22 +20,32 @@ from ..tasks import encode_prompt
 from ..tasks.rewards import grade_all
 
 
-def premise(mixture, tokenizer, task, problems: Sequence, lengths: Sequence[int]) -> dict[int, dict[str, Evaluation]]:
+def premise(
+    mixture, tokenizer, task, problems: Sequence, lengths: Sequence[int], batch: int = 200
+) -> dict[int, dict[str, Evaluation]]:
     """Greedy answers of theta alone, ref alone and the mixture of both to the same problems, for each of `lengths`, the
     longest completions in tokens. One decoding does: a lower limit only cuts a greedy answer.
 
-    mixture: of theta and ref. task: its instruction follows each question."""
+    mixture: of theta and ref. task: its instruction follows each question. batch: problems decoded at once, in order of
+    length."""
     prompts = [encode_prompt(tokenizer, p.question, task.instruction) for p in problems]
+    order = sorted(range(len(problems)), key=lambda k: len(prompts[k]))
+    chunks = [order[start : start + batch] for start in range(0, len(order), batch)]
     found = {length: {} for length in lengths}
     for name, weights in (ALONE | {"mixture": mixture.weights}).items():
+        answers = {length: {} for length in lengths}
         with mixture.using(weights):
-            drawn = rollout(mixture, prompts, max_new_tokens=max(lengths), temperature=0)
-        for length in lengths:
-            cut = replace(drawn, mask=drawn.mask[:, :length], completions=drawn.completions[:, :length])
-            texts, tokens = cut.texts(tokenizer), cut.mask.sum(-1)
-            ended = ~drawn.truncated & (drawn.mask.sum(-1) <= length)
+            for chunk in tqdm(chunks, desc=name, unit="batch", leave=False, disable=len(chunks) < 2 or None):
+                drawn = rollout(mixture, [prompts[k] for k in chunk], max_new_tokens=max(lengths), temperature=0)
+                tokens = drawn.mask.sum(-1)
+                for length in lengths:
+                    cut = replace(drawn, mask=drawn.mask[:, :length], completions=drawn.completions[:, :length])
+                    ends = tokens.clamp(max=length).tolist(), (drawn.truncated | (tokens > length)).tolist()
+                    answers[length] |= dict(zip(chunk, zip(cut.texts(tokenizer), *ends, strict=True), strict=True))
+        for length, rows in answers.items():
+            texts, counts, truncated = map(list, zip(*(rows[k] for k in range(len(problems))), strict=True))
             grades = grade_all(texts, [p.answer for p in problems])
-            found[length][name] = Evaluation(list(problems), texts, grades, tokens.tolist(), (~ended).tolist())
+            found[length][name] = Evaluation(list(problems), texts, grades, counts, truncated)
     return found
 
 
@@ -81,7 +93,8 @@ def premise_of(preset: Preset, lengths: Sequence[str | int], out: str | Path) ->
     mixture = make_mixture("base", preset.anchor, preset.base, preset.alpha, **weights)
     found = {}
     for split in ("validation", "test"):
-        for length, policies in premise(mixture, tokenizer, task, getattr(task, split), lengths).items():
+        answers = premise(mixture, tokenizer, task, getattr(task, split), lengths, preset.eval_batch)
+        for length, policies in answers.items():
             found[f"{split}-{length}"] = {"policies": premise_table(policies), **expectation(policies)}
             for policy, e in policies.items():
                 with out.with_name(f"{out.stem}-{split}-{length}-{policy}.jsonl").open("w", encoding="utf-8") as file:
