@@ -117,7 +117,7 @@ def test_the_lab_is_small():
     the paper, each of which remakes its records."""
     others = ("lab/bench/", "lab/pictures", "lab/wall", "lab/experts", "lab/hints")
     lab = [file for file in FILES if file.startswith("lab/") and not file.startswith(others)]
-    assert sum(len((PACKAGE / file).read_text(encoding="utf-8").splitlines()) for file in lab) <= 1375
+    assert sum(len((PACKAGE / file).read_text(encoding="utf-8").splitlines()) for file in lab) <= 1425
 
 
 def test_what_is_listed_as_late_exists():
