@@ -38,14 +38,15 @@ class _TokenLogprobs(torch.autograd.Function):
             rows = slice(start, start + chunk)
             logits = _logits(hidden, weights, rows).to(precision)
             # a few rows at a time, or what this needs on the way would be as large as the logits
-            few = logits.split(max(1, 2**22 // logits.shape[-1]))
-            log_normaliser = torch.cat([part.logsumexp(-1, keepdim=True) for part in few])
+            few = max(1, 2**22 // logits.shape[-1])
+            log_normaliser = torch.cat([part.logsumexp(-1, keepdim=True) for part in logits.split(few)])
             logps[rows] = (logits.gather(-1, tokens[rows, None]) - log_normaliser).squeeze(-1)
             if any(wanted):
                 probs = logits.sub_(log_normaliser).exp_()  # in place: the logits are not needed any more
                 for jacobian, weight in zip(jacobians, weights, strict=True):
                     if jacobian is not None:
                         jacobian[rows] = weight[tokens[rows]] - probs.to(weight.dtype) @ weight
+            logits = probs = None  # or the next chunk's would be made beside them
         ctx.save_for_backward(tokens, *pairs, *jacobians)
         ctx.chunk = chunk
         return logps
