@@ -12,7 +12,7 @@ def token_logprobs(hidden: Tensor, weight: Tensor, tokens: Tensor, chunk: int | 
     """`log_softmax(hidden @ weight.T)` at `tokens`, in float32 or better, without ever holding `[N, V]`.
 
     hidden `[N, D]`, weight `[V, D]`, tokens `[N]` to `[N]`; exact gradients to `hidden` and, where it is trainable, to
-    `weight`. `chunk` rows of logits exist at a time (default: as many as make 256 MiB)."""
+    `weight`. `chunk` rows of logits exist at a time (default: as many as make 128 MiB)."""
     return mixed_logprobs([(hidden, weight)], tokens, chunk)
 
 
@@ -22,7 +22,7 @@ def mixed_logprobs(pairs: Sequence[tuple[Tensor, Tensor]], tokens: Tensor, chunk
 
     The trick: the gradient of a row's log-prob with respect to its hidden state, `W[token] - softmax @ W`, does not
     depend on what comes after, so the forward pass computes it while the logits of the chunk are still at hand."""
-    chunk = chunk or max(1, 2**26 // pairs[0][1].shape[0])
+    chunk = chunk or max(1, 2**25 // pairs[0][1].shape[0])
     return _TokenLogprobs.apply(tokens, chunk, *(x for pair in pairs for x in pair))
 
 
@@ -37,16 +37,13 @@ class _TokenLogprobs(torch.autograd.Function):
         for start in range(0, len(tokens), chunk):
             rows = slice(start, start + chunk)
             logits = _logits(hidden, weights, rows).to(precision)
-            # a few rows at a time, or what this needs on the way would be as large as the logits
-            few = max(1, 2**22 // logits.shape[-1])
-            log_normaliser = torch.cat([part.logsumexp(-1, keepdim=True) for part in logits.split(few)])
+            log_normaliser = logits.logsumexp(-1, keepdim=True)
             logps[rows] = (logits.gather(-1, tokens[rows, None]) - log_normaliser).squeeze(-1)
             if any(wanted):
                 probs = logits.sub_(log_normaliser).exp_()  # in place: the logits are not needed any more
                 for jacobian, weight in zip(jacobians, weights, strict=True):
                     if jacobian is not None:
                         jacobian[rows] = weight[tokens[rows]] - probs.to(weight.dtype) @ weight
-            logits = probs = None  # or the next chunk's would be made beside them
         ctx.save_for_backward(tokens, *pairs, *jacobians)
         ctx.chunk = chunk
         return logps

@@ -65,9 +65,8 @@ class Plan:
         layers, tokens = self.share * c.num_hidden_layers, self.microbatch_tokens
         block, states = self.layer_activations() * tokens, tokens * c.hidden_size
         outside = states * (2 * size if self.rank else 3 * size + 4)  # the last norm, and what it returns
-        # a chunk's logits, with as much again while few are normalised, or with a copy in 16 bits; the states that the
-        # head is applied to, and their gradient
-        scoring = min(8 * tokens * c.vocab_size, (4 if size == 4 else 6) * 2**26) + 7 * states * size
+        # logits and softmax of a chunk; the states that the head is applied to, and their gradient
+        scoring = 8 * min(tokens * c.vocab_size, 2**25) + 7 * states * size
         if not self.rank:  # two heads as one, and its gradient in float32
             scoring += c.vocab_size * c.hidden_size * (2 * size + 16)
         # recomputed: each block's input, and beside them whichever is larger, the scoring or one block's backward pass
