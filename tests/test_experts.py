@@ -12,7 +12,7 @@ from torch.autograd import gradcheck
 
 from logitmix_lite import Mixture, load_preset, load_tokenizer
 from logitmix_lite.lab import experts
-from logitmix_lite.lab.experts import ALL, ONE, PRODUCTS, cost, fine_tuned, learn_weights, log_likelihood, read
+from logitmix_lite.lab.experts import ALL, EQUAL, LEARNED, cost, fine_tuned, learn_weights, log_likelihood, read
 from logitmix_lite.lab.experts import record as make_record
 from logitmix_lite.records import read_config
 from logitmix_lite.tasks.load import encode_demo
@@ -95,7 +95,7 @@ def test_a_small_run_is_made_again_and_costs_what_it_weighs(tmp_path):
         make_record(tmp_path / folder, 3, task, **QUICK)
     one, two = (json.loads((tmp_path / folder / "summary.json").read_text()) for folder in ("one", "two"))
     assert one == two and read_config(tmp_path / "one") == read_config(tmp_path / "two")
-    assert len(one["policies"]) == len([names for names in ONE if names != ("anchor",)]) + 2 * (len(PRODUCTS) - 1)
+    assert len(one["policies"]) == len(EQUAL) - 1 + 2 * (len(LEARNED) - 1)  # all but those with the anchor
     demos = [encode_demo(tokenizer, p) for p in task.validation]
     tokens = torch.tensor([token for _, completion in demos for token in completion])
     [row] = [row for row in one["policies"] if row["members"] == ["plus"]]

@@ -9,7 +9,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import islice
+from itertools import combinations, islice
 from pathlib import Path
 
 import torch
@@ -31,11 +31,11 @@ from .tables import RATES
 from .tiny import varied_ending
 
 EXPERTS = {"plus": "chain-plus", "minus": "chain-minus", "box": "chain-easy"}  # what each is fine-tuned on
-SFT = dict(demos=1000, steps=100, batch=16, lr=8e-4)  # of each
+SFT = dict(demos=1000, steps=60, batch=16, lr=8e-4)  # of each: nearly every demonstration once
 ALL = tuple(EXPERTS)
-ONE = [("base",), ("anchor",), ("plus",), ("minus",), ("box",), ("averaged weights",), ("all demos",)]
-PRODUCTS = [("base", "anchor"), ("plus", "minus"), ("plus", "box"), ("minus", "box"), ALL, ("base", *ALL)]
-NEW = 48  # tokens of each completion that the cost is measured on
+EQUAL = [("base",), ("anchor",), ("averaged weights",), ("all demos",), *combinations(ALL, 1), *combinations(ALL, 2)]
+LEARNED = [("base", "anchor"), ALL, ("base", *ALL)]  # with equal and with learned weights
+NEW = 24  # tokens of each completion that the cost is measured on
 
 
 def fine_tuned(names: Sequence[str], seed: int, task: Task, **changes) -> PreTrainedModel:
@@ -77,7 +77,7 @@ def learn_weights(logps: Tensor, tokens: Tensor) -> list[float]:
     Their likelihood, as accuracy climbs in steps that have no gradient, and this is concave: the product is log-linear
     in its weights, with gradient `logps[token] - E_product[logps]`. L-BFGS finds the one maximum."""
     weights = torch.full((len(logps),), 1 / len(logps), dtype=logps.dtype, requires_grad=True)
-    optimizer = torch.optim.LBFGS([weights], max_iter=200, tolerance_grad=1e-9, line_search_fn="strong_wolfe")
+    optimizer = torch.optim.LBFGS([weights], max_iter=200, tolerance_change=1e-12, line_search_fn="strong_wolfe")
 
     def loss():
         optimizer.zero_grad()
@@ -90,15 +90,15 @@ def learn_weights(logps: Tensor, tokens: Tensor) -> list[float]:
 
 
 def judge(models: dict[str, PreTrainedModel], task: Task) -> list[dict]:
-    """A row for each of ONE and PRODUCTS whose members are there, with equal weights and with those learned on the
-    validation problems: their solutions' log-likelihood, and for each rate a 0 or 1 a test problem, greedily."""
+    """A row for each of EQUAL and LEARNED whose members are there: the log-likelihood of the validation problems'
+    solutions, on which weights are learned, and for each rate a 0 or 1 a test problem, greedily."""
     tokenizer, rows = load_tokenizer("tiny-base"), []
     demos = [encode_demo(tokenizer, problem) for problem in task.validation]
     tokens = torch.tensor([token for _, completion in demos for token in completion])
     logps = {name: read(model, demos) for name, model in models.items()}
-    for names in [names for names in ONE + PRODUCTS if set(names) <= models.keys()]:
+    for names in [names for names in EQUAL + LEARNED if set(names) <= models.keys()]:
         mine, weights = torch.stack([logps[name] for name in names]), {"equal": [1 / len(names)] * len(names)}
-        if names in PRODUCTS:
+        if names in LEARNED:
             weights["learned"] = learn_weights(mine, tokens)
         for how, chosen in weights.items():
             row = {"members": names, "weights": chosen, "how": how}
@@ -109,7 +109,7 @@ def judge(models: dict[str, PreTrainedModel], task: Task) -> list[dict]:
 
 
 @torch.no_grad()
-def cost(task: Task, most: int = 4, rounds: int = 5) -> list[dict]:
+def cost(task: Task, most: int = 4, rounds: int = 4) -> list[dict]:
     """What products of 1 to `most` members take for the same tokens: seconds of this process, in turns, and bytes.
 
     The row of 0 members is the sampler, which they share."""
@@ -134,7 +134,7 @@ def cost(task: Task, most: int = 4, rounds: int = 5) -> list[dict]:
     return [row | {"seconds": row["seconds"][1:]} for row in rows]  # the first round warms up
 
 
-def record(folder: Path, seed: int | None, task: Task, rounds: int = 5, **changes) -> None:
+def record(folder: Path, seed: int | None, task: Task, rounds: int = 4, **changes) -> None:
     """Make one folder of records: of a seed's specialists and products, or (None) of what needs no training."""
     config = {"command": "experts", "seed": seed, "experts": EXPERTS} | SFT | changes
     config |= {"validation_size": len(task.validation), "test_size": len(task.test)}
@@ -155,7 +155,7 @@ if __name__ == "__main__":
     parser.add_argument("--seeds", default="0,1,2,3,4,5,6,7", help="separated by commas")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    problems = load_preset("tiny", validation_size=200).problems()
+    problems = load_preset("tiny", validation_size=100).problems()
     record(args.out / "untrained", None, problems)
     for number in map(int, args.seeds.split(",")):
         record(args.out / f"seed{number}", number, problems)
