@@ -74,6 +74,9 @@ def make_parser() -> argparse.ArgumentParser:
     chat.add_argument("--ask", metavar="PROBLEM", help="answer this one and stop (default: ask for problems)")
     table = command("mixing-table", "table 4: format rate and accuracy by alpha and rule, before any training", True)
     table.add_argument("--alphas", default="0,0.2,0.4,0.6,0.8,1", help="separated by commas (default: 0,0.2,...,1)")
+    premise = command("premise", "does base reason better, does the anchor box more often? by length, untrained", True)
+    premise.add_argument("--lengths", default="64", help="longest completions, separated by commas (default: 64)")
+    premise.add_argument("--out", required=True, help="JSON file; all answers are written beside it")
     for added in (chat, table):
         added.add_argument("--sampled", action="store_true", help="sample at --temperature instead of greedy decoding")
     table.add_argument("--out", required=True, help="CSV file")
@@ -203,6 +206,15 @@ def run_mixing_table(args) -> None:
     print(table.to_string(index=False))
 
 
+def run_premise(args) -> None:
+    from .lab.premise import premise_of
+
+    found = premise_of(chosen_preset(args), args.lengths.split(","), args.out)
+    gaps = {where: {name: what[name] for name in ("format_gap", "reasoning_gap", "holds")}
+            for where, what in found.items() if "holds" in what}  # fmt: skip
+    print(json.dumps(gaps | {"chosen": found["chosen"]}, indent=2))
+
+
 def run_compare(args) -> None:
     from .lab.study import compare
 
@@ -228,8 +240,8 @@ def run_report(args) -> None:
 
 COMMANDS = {
     "fetch": run_fetch, "tiny": run_tiny, "sft": run_sft, "train": run_train, "evaluate": run_evaluate,
-    "distil": run_distil, "chat": run_chat, "mixing-table": run_mixing_table, "compare": run_compare,
-    "sweep": run_sweep, "report": run_report, "bench": bench.run,
+    "distil": run_distil, "chat": run_chat, "mixing-table": run_mixing_table, "premise": run_premise,
+    "compare": run_compare, "sweep": run_sweep, "report": run_report, "bench": bench.run,
 }  # fmt: skip
 
 if __name__ == "__main__":

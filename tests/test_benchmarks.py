@@ -94,6 +94,16 @@ def test_rows_that_cannot_be_used_are_counted_by_reason(tmp_path):
     assert task.counts == {"kept": 6, "left out: no question": 2, "left out: no solution": 3}
 
 
+def test_one_file_of_choices_is_split_and_a_file_without_any_says_what_is_wrong(tmp_path):
+    rows = [MMLU | {"question": f"Which is even ({k})?"} for k in range(12)]
+    task = load_task("mmlu", validation=2, test=4, data=write_jsonl(tmp_path / "mmlu.jsonl", rows))
+    assert [len(task.train), len(task.validation), len(task.test)] == [6, 2, 4] and task.counts == {"kept": 12}
+    assert task.test[0].question.endswith("?\nA. 1\nB. 3\nC. 4\nD. 5\n") and task.test[0].answer == "C"
+    file = write_jsonl(tmp_path / "two.jsonl", [row | {"choices": ["1", "2"]} for row in rows])
+    with pytest.raises(ValueError, match=r"has 0 .* \(left out: not four choices, 12 rows\), fewer than 4"):
+        load_task("mmlu", validation=2, test=4, data=file)
+
+
 @pytest.mark.parametrize("kind", ["jsonl", "parquet", "saved", "folder"])
 def test_copies_on_disk(tmp_path, kind):
     rows = Dataset.from_list(many("gsm8k", 30))

@@ -1,9 +1,15 @@
 """The premise of the method, measured on the tiny models, where it is known to hold."""
 
+import json
 from pathlib import Path
 
+import pytest
+
 from logitmix_lite import evaluate, load_preset, load_tokenizer
-from logitmix_lite.lab.premise import expectation, premise, premise_table
+from logitmix_lite.__main__ import main
+from logitmix_lite.fingerprints import hardware
+from logitmix_lite.lab.premise import choose, expectation, premise, premise_table
+from logitmix_lite.lab.study import compare
 from logitmix_lite.models import make_mixture
 
 
@@ -11,7 +17,7 @@ def test_one_decoding_gives_what_each_length_would():
     preset = load_preset("tiny", test_size=60)
     task, tokenizer = preset.problems(), load_tokenizer("tiny-base")
     mixture = make_mixture("base", "tiny-anchor", "tiny-base", 0.25)
-    found = premise(mixture, tokenizer, task, task.test, lengths=(24, 64))
+    found = premise(mixture, tokenizer, task, task.test, lengths=(24, 64), batch=25)
     for length, policies in found.items():
         for name, weights in {"theta": (1, 0), "ref": (0, 1), "mixture": (0.75, 0.25)}.items():
             with mixture.using(weights):
@@ -27,10 +33,48 @@ def test_one_decoding_gives_what_each_length_would():
     assert rows["ref"]["formatted_95"][0] <= rows["ref"]["formatted"] <= rows["ref"]["formatted_95"][1]
 
 
+def test_the_command_measures_any_pair(tmp_path, capsys):
+    """The tables and all files are there, and `compare`, which counts the recorded answers anew, agrees."""
+    out, sizes = tmp_path / "premise.json", ["--train-size", "10", "--validation-size", "4", "--test-size", "6"]
+    words = ["premise", *sizes, "--alpha", "0.25", "--out", str(out)]
+    with pytest.raises(SystemExit, match="error: lengths are numbers of tokens separated by commas, got '8,x'"):
+        main([*words, "--lengths", "8,x"])
+    assert not list(tmp_path.iterdir())
+    main([*words, "--lengths", "64,24"])
+    said, found = json.loads(capsys.readouterr().out), json.loads(out.read_text())
+    config = {"base": "tiny-base", "anchor": "tiny-anchor", "alpha": 0.25, "validation_size": 4, "hardware": hardware()}
+    assert config.items() <= found["config"].items()
+    assert said.pop("chosen") == found["chosen"] and found["chosen"]["max_new_tokens"] in (24, 64)
+    assert list(said) == ["validation-24", "validation-64", "test-24", "test-64"]
+    for where in said:
+        table = {row["policy"]: row for row in found[where]["policies"]}
+        answers = {name: tmp_path / f"premise-{where}-{name}.jsonl" for name in table}
+        again = compare(answers["theta"], answers["ref"], "formatted")
+        assert again["problems"] == table["ref"]["problems"] == (4 if "validation" in where else 6)
+        assert again["difference"] == pytest.approx(said[where]["format_gap"])
+        assert 0 < table["mixture"]["length"] <= int(where.split("-")[1])
+    assert said["test-64"]["format_gap"] > 0.5  # six problems are few, but the anchor boxes all of them and base none
+    with pytest.raises(SystemExit, match="premise.json is there already"):
+        main(words)
+
+
+def test_only_validation_problems_choose():
+    """Where both gaps are above 0 the best mixture counts; else the pair that comes nearest."""
+
+    def found(form, reason, right):
+        return {"format_gap": form, "reasoning_gap": reason, "policies": [{}, {}, {"correct": right}]}
+
+    one = {"validation-160": found(0.5, 0.1, 0.3), "validation-320": found(0.2, 0.2, 0.4), "test-160": found(1, 1, 1)}
+    two = {"config": {}, "validation-160": found(0.9, -0.1, 0.9), "chosen": {}}
+    assert choose({"one": one, "two": two}) == {
+        "anchor": "one", "max_new_tokens": 320, "smaller_gap": 0.2, "mixture": 0.4
+    }  # fmt: skip
+    nearest = choose({"two": two, "three": {"validation-64": found(0.1, -0.2, 0.95)}})
+    assert (nearest["anchor"], nearest["smaller_gap"]) == ("two", -0.1)
+
+
 def test_the_recorded_premise_is_what_the_page_says():
     """The table in data/README.md, from the files of the visit."""
-    import json
-
     data = Path(__file__).parents[1] / "data"
     page = (data / "README.md").read_text(encoding="utf-8")
     for anchor in ("human-200", "human-4000", "short-1000"):

@@ -117,6 +117,7 @@ def test_jsonl(tmp_path):
         ([r'{"question": "\right)", "answer": 6}'], r"write \\right"),
         ([{"question": "a\x00", "answer": 6}], r"line 1: question has the control character '\x00'"),
         (["[" * 100_000], "line 1: not JSON"),
+        ([{"question": "a", "choices": ["1", "2"], "answer": 1}], "line 1: a question with choices is"),
         ([{"question": "a", "answer": 1}], "has 1 different questions, fewer than 500 for test"),
     ],
 )

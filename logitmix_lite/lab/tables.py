@@ -155,6 +155,22 @@ def solved(grades: pd.DataFrame, arm: str, policy: str = "mixture", rate: str = 
     return pd.DataFrame(dict(chosen)).T
 
 
+def ended(grades: pd.DataFrame, arm: str, policy: str = "mixture") -> dict:
+    """What an arm ends with: percent right and boxed, its 95 % interval over seeds and problems, and the seeds."""
+    values = solved(grades, arm, policy).to_numpy(float)
+    low, high = bootstrap_interval(values)
+    shares = {"right": 100 * values.mean(), "low": 100 * low, "high": 100 * high}
+    return {"arm": known()[arm].label, "answers with": policy} | shares | {"seeds": len(values)}
+
+
+def apart(grades: pd.DataFrame, first: tuple[str, str], second: tuple[str, str]) -> dict:
+    """By how many points one (arm, policy) ends ahead of another, on the same problems and the seeds that both have."""
+    values = (solved(grades, *first) - solved(grades, *second)).dropna().to_numpy(float)
+    low, high = bootstrap_interval(values)
+    points = {"points": 100 * values.mean(), "low": 100 * low, "high": 100 * high}
+    return {"difference": f"{' '.join(first)} - {' '.join(second)}"} | points | {"seeds": len(values)}
+
+
 def verdicts(folder: str | Path) -> pd.DataFrame:
     """A row for each claim of the paper that the runs and the mixing table in `folder` say something about.
 

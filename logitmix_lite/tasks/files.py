@@ -76,6 +76,8 @@ def _problem(row: dict) -> Problem:
     if not isinstance(row, dict):
         raise ValueError("not an object with fields")
     question, answer, solution = row.get("question"), row.get("answer"), row.get("solution")
+    if isinstance(row.get("choices"), list):  # without them the question could only be answered by luck
+        raise ValueError("a question with choices is one of MMLU's kind: use --task mmlu --data with this file")
     for name, value in (("question", question), ("answer", answer)):
         if value is None or isinstance(value, str) and not any(map(_visible, value)):
             raise ValueError(f"no {name!r}")

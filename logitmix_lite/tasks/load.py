@@ -67,8 +67,10 @@ def load_task(
         problems, counts = _benchmark(name, test, validation + train, seed, data)
     least = test + validation + min(train, 1)
     if len(problems) < least:
+        lost = "; ".join(f"{why}, {count} rows" for why, count in counts.items() if "left out" in why)
         raise ValueError(
-            f"{name} has {len(problems)} different questions{' where you want them' if where else ''}, "
+            f"{name} has {len(problems)} different questions{' where you want them' if where else ''}"
+            f"{f' ({lost})' if lost else ''}, "
             f"fewer than {test} for test, {validation} for validation and 1 for training: ask for less"
         )
     test_set, others = problems[:test], problems[test:]

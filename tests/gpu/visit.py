@@ -31,6 +31,7 @@ RUNS = [  # the strong baseline first; what was not started when time is over is
     ("grpo-anchor", 2), ("grpo-kl", 2), ("adaptive", 1), ("grpo", 1), ("adaptive", 2), ("grpo", 2),
 ]  # fmt: skip
 REHEARSED = [("grpo-anchor", 0), ("fixed", 0), ("base-anchor", 0)]  # one of each kind of start and anchor
+HELD_OUT = "200"  # validation problems by which the anchor is chosen: more than the runs use, none seen by an anchor
 ANCHORS = {  # name: settings of `sft`
     "human-200": ["--sft-demos", "200", "--sft-steps", "19"],
     "human-4000": ["--sft-demos", "4000", "--sft-steps", "50"],
@@ -137,7 +138,7 @@ class Visit:
             folder = self.out / "anchors" / name
             if not (folder / "final").exists():
                 settings = [str(self.out / s) if s.endswith(".jsonl") else s for s in settings]
-                held_out = "20" if self.rehearse else "200"  # those by which the anchor is chosen
+                held_out = "20" if self.rehearse else HELD_OUT
                 commands[f"sft-{name}"] = [
                     *PYTHON, "sft", *self.preset(), *settings, "--save-every", "1000", "--validation-size", held_out,
                     "--out", str(folder), *(["--resume"] if folder.exists() else []),
@@ -145,13 +146,20 @@ class Visit:
         self.every(commands)
 
     def premise(self) -> None:
-        here = [sys.executable, str(Path(__file__).with_name("measure.py")), str(self.out), *self.preset()]
-        names = sorted(p.name for p in (self.out / "anchors").iterdir() if (p / "final").exists())
-        todo = {f"premise-{name}": [*here, "--anchor", name] for name in names
-                if not (self.out / "premise" / f"{name}.json").exists()}  # fmt: skip
+        lengths = ["--lengths", "32,64"] if self.rehearse else ["--lengths", "160,320", "--validation-size", HELD_OUT]
+        todo, measured = {}, {}
+        for folder in sorted(self.out.glob("anchors/*/final")):
+            name = folder.parent.name
+            measured[name] = self.out / "premise" / f"{name}.json"
+            if not measured[name].exists():
+                flags = [*self.preset(), "--anchor", str(folder), *lengths, "--out", str(measured[name])]
+                todo[f"premise-{name}"] = [*PYTHON, "premise", *flags]
         self.every(todo)
-        if not (self.out / "chosen.json").exists():
-            self.command("choose", [*here, "--choose"])
+        found = {name: json.loads(path.read_text(encoding="utf-8")) for name, path in measured.items() if path.exists()}
+        if found and not (self.out / "chosen.json").exists():
+            from logitmix_lite.lab.premise import choose
+
+            (self.out / "chosen.json").write_text(json.dumps(choose(found), indent=2) + "\n", encoding="utf-8")
 
     def chosen(self, method: str = "fixed") -> list[str]:
         """Flags of the chosen anchor, unless the method names its own, and of the longest completion."""
