@@ -5,6 +5,7 @@ import re
 from math import log
 from pathlib import Path
 
+import nbformat
 import pytest
 import torch
 from conftest import make_model
@@ -14,6 +15,7 @@ from logitmix_lite import Mixture, load_preset, load_tokenizer
 from logitmix_lite.lab import experts
 from logitmix_lite.lab.experts import ALL, EQUAL, LEARNED, cost, fine_tuned, learn_weights, log_likelihood, read
 from logitmix_lite.lab.experts import record as make_record
+from logitmix_lite.lab.tables import RATES
 from logitmix_lite.records import read_config
 from logitmix_lite.tasks.load import encode_demo
 
@@ -86,7 +88,8 @@ def test_specialists_see_one_thing_each(monkeypatch):
         for question, solution in zip(questions, solutions, strict=True):
             assert str(eval(question.rstrip("?"))) == re.findall(r"-?[0-9]+", solution)[-1]
     experts.fine_tuned(ALL, 0, task, demos=200)
-    assert sorted(demos[-1]) == sorted(demos[0] + demos[1] + demos[2])
+    one, two, three, together = ([prompt for prompt, _ in given] for given in demos)
+    assert sorted(together) == sorted(one + two + three)
 
 
 def test_a_small_run_is_made_again_and_costs_what_it_weighs(tmp_path):
@@ -109,3 +112,28 @@ def test_a_small_run_is_made_again_and_costs_what_it_weighs(tmp_path):
 
 def recorded():
     return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(RECORDS.glob("seed*/summary.json"))]
+
+
+def test_records_are_whole_and_their_weights_the_best_there_are():
+    untrained = json.loads((RECORDS / "untrained" / "summary.json").read_text(encoding="utf-8"))
+    assert len(recorded()) >= 3 and [row["members"] for row in untrained["cost"]] == [0, 1, 2, 3, 4]
+    for record in [untrained, *recorded()]:
+        likely = {(*row["members"], row["how"]): row["log_likelihood"] for row in record["policies"]}
+        for row in record["policies"]:
+            assert all(len(row[rate]) == 200 and set(row[rate]) <= {"0", "1"} for rate in RATES)
+            assert row["correct"].count("1") <= min(row["number"].count("1"), row["formatted"].count("1"))
+            if row["how"] == "learned":
+                best = max(v for (*names, _), v in likely.items() if set(names) <= set(row["members"]))
+                assert row["log_likelihood"] == best  # a product of fewer is this one with weights of 0
+
+
+def test_the_notebook_says_what_the_records_say():
+    notebook = nbformat.read(RECORDS.parents[3] / "notebooks" / "09_beyond.ipynb", as_version=4)
+    [said] = [cell.outputs[0]["text"] for cell in notebook.cells if cell.id == "09-experts-table"]
+    counts = [
+        row["correct"].count("1")
+        for record in recorded()
+        for row in record["policies"]
+        if row["members"] == [*ALL] and row["how"] == "equal"
+    ]
+    assert said.strip().endswith(f"it is {100 * sum(counts) / len(counts) / 200:.0f}")

@@ -134,14 +134,14 @@ def cost(task: Task, most: int = 4, rounds: int = 4) -> list[dict]:
     return [row | {"seconds": row["seconds"][1:]} for row in rows]  # the first round warms up
 
 
-def record(folder: Path, seed: int | None, task: Task, rounds: int = 4, **changes) -> None:
+def record(folder: Path, seed: int | None, task: Task, **changes) -> None:
     """Make one folder of records: of a seed's specialists and products, or (None) of what needs no training."""
     config = {"command": "experts", "seed": seed, "experts": EXPERTS} | SFT | changes
     config |= {"validation_size": len(task.validation), "test_size": len(task.test)}
     with Run(folder, config | {"problems": problems_fingerprint(task)}) as run:
         models = {"base": load_model("tiny-base", "float32")}
         if seed is None:
-            models["anchor"], made = load_model("tiny-anchor", "float32"), {"cost": cost(task, rounds=rounds)}
+            models["anchor"], made = load_model("tiny-anchor", "float32"), {"cost": cost(task)}
         else:
             models = {name: fine_tuned([name], seed, task, **changes) for name in ALL} | models
             models["averaged weights"] = start_from(Mixture([models[name] for name in ALL]), "average").eval()
