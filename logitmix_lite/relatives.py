@@ -10,9 +10,9 @@ from transformers import PreTrainedModel
 
 from .config import Preset
 from .evaluate import evaluate
+from .fast.rows import pad_rows
 from .fingerprints import contents
 from .hf import Mixture
-from .mixing import mix_logits
 from .mixture import evaluating, positions
 from .models import load_policy, load_tokenizer
 from .rollout import Rollouts, rollout
@@ -84,16 +84,21 @@ def theta_states(mixture: Mixture, rollouts: Rollouts, rows: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def sdpo_teacher(model, prompt: Sequence[int], hint: Sequence[int], completion: Sequence[int], lam: float) -> Tensor:
-    """Equation 11: log-probs `[T, V]` of the teacher at each token of a completion to `prompt`.
+def teacher_logits(teacher: Mixture, said: Rollouts, hints: Sequence[Sequence[int]] = ()) -> Tensor:
+    """What a mixture would have said at each token of some completions, logits `[N, T, V]`.
 
-    `log q = (1 - lam) * log pi(.|prompt, ...) + lam * log pi(.|hint, ...) + const`, where `hint` is a prompt that tells
-    the same model more: feedback, or a solution. Two members of one mixture that differ in what they have read."""
-    plain, told = (
-        model(input_ids=torch.tensor([[*start, *completion]])).logits[0, len(start) - 1 : -1]
-        for start in (prompt, hint)
-    )
-    return mix_logits(plain.log_softmax(-1), told.log_softmax(-1), lam).log_softmax(-1)
+    hints: for each prompt another that tells the first member more, feedback or a solution; the others read what was
+    answered. With members theta and ref, and weights `(lam, 1 - lam)`, that is SDPO's teacher, equation 11:
+    `log q = (1 - lam) * log pi_ref(.|prompt, ...) + lam * log pi_theta(.|hint, ...) + const`."""
+    plain, states = (said.prompt_ids, said.prompt_mask), []
+    told = pad_rows(hints, 0, left=True) if hints else plain
+    for k in teacher.running:
+        prompt, real = (x.to(said.mask.device).repeat_interleave(said.samples, 0) for x in (plain if k else told))
+        ids, seen = torch.cat([prompt, said.completions], -1), torch.cat([real, said.mask], -1)
+        with teacher.using([float(k == member) for member in range(len(teacher.weights))]):
+            [state] = teacher.hidden(ids, seen, positions(seen))
+        states.append(state[:, prompt.shape[1] - 1 : -1])
+    return teacher.combine(states)
 
 
 def reverse_kl(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
@@ -121,28 +126,30 @@ def start_from(mixture: Mixture, init: str) -> PreTrainedModel:
 
 
 def distil(
-    teacher: Mixture, student: PreTrainedModel, tokenizer, prompts: Sequence[Sequence[int]], *, steps: int = 60,
-    batch: int = 64, lr: float = 2e-4, max_new_tokens: int = 64, seed: int = 0, log=lambda line: None,
+    teacher: Mixture, student: PreTrainedModel, tokenizer, prompts: Sequence[Sequence[int]], *,
+    hints: Sequence[Sequence[int]] = (), steps: int = 60, batch: int = 64, lr: float = 2e-4, max_new_tokens: int = 64,
+    seed: int = 0, log=lambda line: None,
 ) -> PreTrainedModel:  # fmt: skip
     """Teach `student`, a plain causal language model, what the mixture would do where the student goes itself.
 
     On-policy distillation (arXiv:2306.13649): in each step the student answers `batch` prompts by sampling, and pays
     KL(student || mixture) at each of its tokens. The learning rate falls to 0 along a line. log: called with one dict
-    of metrics a step; `kl` is before it."""
+    of metrics a step; `kl` is before it. hints: one for each of `prompts`, for the teacher (`teacher_logits`); a
+    teacher whose first member is the student then is SDPO's, the student itself as it would answer if it knew more."""
     optimizer = torch.optim.AdamW(student.parameters(), lr=lr, weight_decay=0)
     ends, pad = end_tokens(tokenizer, teacher.generation_config.eos_token_id), tokenizer.pad_token_id
     for step in range(1, steps + 1):
         for group in optimizer.param_groups:
             group["lr"] = lr * (1 - (step - 1) / steps)
-        chosen = [prompts[k] for k in batch_indices(step, batch, len(prompts), seed)]
+        picks = batch_indices(step, batch, len(prompts), seed)
+        chosen = [prompts[k] for k in picks]
         said = rollout(student, chosen, max_new_tokens=max_new_tokens, seed=[seed, step], eos=ends, pad=pad)
+        with evaluating(teacher):
+            wanted = teacher_logits(teacher, said, [hints[k] for k in picks] if hints else ())
         ids = torch.cat([said.prompt_ids, said.completions], -1)
         seen = torch.cat([said.prompt_mask, said.mask], -1)
-        places = positions(seen)
-        first = said.prompt_ids.shape[1] - 1
-        with torch.no_grad(), evaluating(teacher):
-            wanted = teacher.combine(teacher.hidden(ids, seen, places))[:, first:-1]
-        found = student(input_ids=ids, attention_mask=seen, position_ids=places, use_cache=False).logits[:, first:-1]
+        found = student(input_ids=ids, attention_mask=seen, position_ids=positions(seen), use_cache=False).logits
+        found = found[:, said.prompt_ids.shape[1] - 1 : -1]
         loss = reverse_kl(found, wanted, said.mask)
         optimizer.zero_grad()
         loss.backward()

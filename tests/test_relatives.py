@@ -1,5 +1,6 @@
 """The method's relatives, each against its published formula, computed another way in float64."""
 
+import copy
 import json
 import sys
 from math import exp, inf, log
@@ -7,13 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import make_mixture, make_model
+from conftest import make_mixture
 from safetensors.torch import load_file
 from torch.autograd import gradcheck
 from torch.nn.functional import kl_div
 from transformers import AutoModelForCausalLM
 
-from logitmix_lite import group_advantages, grpo_loss, load_preset, load_tokenizer, train
+from logitmix_lite import Mixture, group_advantages, grpo_loss, load_model, load_preset, load_tokenizer, rollout, train
 from logitmix_lite.__main__ import main
 from logitmix_lite.grpo import aggregate, soft_overlong_punishment, surrogate
 from logitmix_lite.lab.report import report
@@ -23,7 +24,8 @@ from logitmix_lite.mixing import RULES, budget_alpha
 from logitmix_lite.models import make_mixture as tiny_mixture
 from logitmix_lite.ranks import Ranks
 from logitmix_lite.records import read_config, read_metrics
-from logitmix_lite.relatives import Critic, distil, gae, reverse_kl, sdpo_teacher, start_from, theta_states, whiten
+from logitmix_lite.relatives import Critic, distil, gae, reverse_kl, start_from, teacher_logits, theta_states, whiten
+from logitmix_lite.runs import batch_indices
 from logitmix_lite.schedules import Decay, Difficulty, Fixed
 from logitmix_lite.tasks import encode_prompt
 from logitmix_lite.tasks.rewards import Grade
@@ -304,15 +306,54 @@ def named_styles_differ() -> bool:
 
 
 def test_sdpos_teacher_is_equation_11():
-    model = make_model()
-    prompt, hint, text = [5, 6, 7], [9, 8, 5, 6, 7], [3, 4, 10]
-    found = sdpo_teacher(model, prompt, hint, text, 0.3)
-    for t in range(3):
+    """Members that read different prompts, of different lengths; against plain probabilities, a prefix at a time."""
+    theta, ref = make_mixture("pair").models
+    prompts, hints = [[5, 6, 7], [6, 4]], [[9, 8, 5, 6, 7], [3, 6, 4]]
+    teacher, lam = Mixture([theta, ref], [0.3, 0.7]), 0.3
+    said = rollout(teacher, prompts, samples=2, max_new_tokens=5, eos=[], pad=0)
+    found = teacher_logits(teacher, said, hints)
+    assert found.shape[:2] == said.mask.shape
+    for n, text in enumerate(said.completions.tolist()):
+        for t in range(5):
+            starts = ((theta, hints[n // 2]), (ref, prompts[n // 2]))
+            told, plain = (
+                model(torch.tensor([[*start, *text[:t]]])).logits[0, -1].double().softmax(-1) for model, start in starts
+            )
+            expected = plain ** (1 - lam) * told**lam
+            ours = found[n, t].double().softmax(-1)
+            torch.testing.assert_close(ours, expected / expected.sum(), atol=1e-6, rtol=1e-4)
+
+
+def test_without_hints_the_teacher_is_the_mixture():
+    for kind in ("pair", "lora"):
+        teacher = make_mixture(kind)
+        said = rollout(teacher, [[5, 6, 7], [6, 4]], max_new_tokens=5)
+        logps = teacher_logits(teacher, said).log_softmax(-1).gather(-1, said.completions[..., None]).squeeze(-1)
+        torch.testing.assert_close(logps * said.mask, said.logps, atol=1e-4, rtol=1e-4)
+
+
+def test_a_student_that_teaches_itself_learns_from_what_it_was_told():
+    """One step of SDPO against its formula by autograd: the teacher is the student now, and gets no gradient."""
+    student, tokenizer, lines = load_model("tiny-base"), load_tokenizer("tiny-base"), []
+    prompts = [encode_prompt(tokenizer, f"{a}+3-2+4?") for a in range(4)]
+    hints = [encode_prompt(tokenizer, f"{a + 3};{a + 1};{a + 5};{a}+3-2+4?") for a in range(4)]
+    before, fresh = copy.deepcopy(student), copy.deepcopy(student)
+    distil(Mixture([student]), student, tokenizer, prompts, hints=hints, steps=1, batch=4, lr=0.0, log=lines.append)
+    assert all(torch.equal(a, b) for a, b in zip(before.parameters(), student.parameters(), strict=True))
+    picks = batch_indices(1, 4, 4, 0)
+    said = rollout(before, [prompts[k] for k in picks], seed=[0, 1], eos=[tokenizer.eos_token_id], pad=0)
+    total, tokens = 0.0, 0
+    for n, k in enumerate(picks):
+        text = said.completions[n][said.mask[n].bool()]
         plain, told = (
-            model(torch.tensor([[*start, *text[:t]]])).logits[0, -1].double().softmax(-1) for start in (prompt, hint)
+            before(torch.cat([torch.tensor(start), text])[None]).logits[0, len(start) - 1 : -1].double().log_softmax(-1)
+            for start in (prompts[k], hints[k])
         )
-        expected = plain**0.7 * told**0.3
-        torch.testing.assert_close(found[t].double().exp(), expected / expected.sum(), atol=1e-6, rtol=1e-4)
+        total, tokens = total + kl_div(told, plain, log_target=True, reduction="sum"), tokens + len(text)
+    assert lines[0]["kl"] == pytest.approx((total / tokens).item(), rel=1e-4) and lines[0]["kl"] > 0.01
+    distil(Mixture([fresh]), fresh, tokenizer, prompts, hints=hints, steps=1, batch=4, lr=1e-3)
+    moved = sum((a - b).abs().sum().item() for a, b in zip(before.parameters(), fresh.parameters(), strict=True))
+    assert moved > 0  # a teacher that were trained along would be at 0 already
 
 
 def test_reverse_kl_is_torchs():

@@ -1,15 +1,22 @@
-"""The figures of notebook 09: who answers alone, alpha along an answer, what a schedule does to a run."""
+"""The figures of notebooks 09 and 09b: who answers alone, alpha along an answer, what a schedule or a loss does."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..methods import known
 from .plots import MIX, THETA
-from .tables import mean_and_band, smoothed
+from .tables import ended, mean_and_band, smoothed, solved
+
+# One loss a row: from the anchor's weights, and through the mixture.
+FAMILIES = {
+    "GRPO": ("grpo-anchor", "fixed"), "DAPO": ("dapo", "dapo-mixed"), "Dr. GRPO": ("dr-grpo", "dr-grpo-mixed"),
+    "PPO": ("ppo", "ppo-mixed"),
+}  # fmt: skip
 
 
 def alone_and_together(found: pd.DataFrame, title: str) -> Figure:
@@ -50,21 +57,41 @@ def through_a_valley(runs: pd.DataFrame, arms: Sequence[str], title: str) -> Fig
     return figure
 
 
-def alpha_along(text: str, along: Mapping[float, Sequence[float]], title: str) -> Figure:
-    """Alpha at each character of an answer, in two lines, for two budgets: the larger one behind the smaller."""
+def in_two_lines(text: str) -> Iterator[tuple[Axes, slice, np.ndarray]]:
+    """A figure with a text's characters below its x axes, half of them each: axes, which characters, their places."""
     half = text.index(";", len(text) // 3) + 1
-    figure, axes = plt.subplots(2, 1, figsize=(5.8, 4.2), sharey=True)
+    _, axes = plt.subplots(2, 1, figsize=(5.8, 4.2), sharey=True)
     for ax, span in zip(axes, (slice(0, half), slice(half, len(text))), strict=True):
         places = np.arange(len(text[span]))
+        ax.set_xticks(places, list(text[span]), family="monospace", fontsize=10)
+        ax.set_xlim(-0.6, max(half, len(text) - half) - 0.4)
+        ax.grid(axis="x", visible=False)
+        yield ax, span, places
+
+
+def alpha_along(text: str, along: Mapping[float, Sequence[float]], title: str) -> Figure:
+    """Alpha at each character of an answer, in two lines, for two budgets: the larger one behind the smaller."""
+    for ax, span, places in in_two_lines(text):
         for (budget, values), colour, width in zip(along.items(), (MIX[0], "#9fd3bd"), (0.4, 0.8), strict=True):
             bars = ax.bar(places, values[span], width, color=colour, zorder=3 - 2 * width)
             bars.set_label(f"budget {budget} nats")
-        ax.set_xticks(places, list(text[span]), family="monospace", fontsize=10)
-        ax.set(ylabel="alpha", ylim=(0, 1.05), xlim=(-0.6, max(half, len(text) - half) - 0.4))
-        ax.grid(axis="x", visible=False)
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
-    axes[0].set_title(title)
+        ax.set(ylabel="alpha", ylim=(0, 1.05))
+    figure = ax.figure
+    figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    figure.axes[0].set_title(title)
     return figure
+
+
+def blame(text: str, kl: Sequence[float], instead: Sequence[str], title: str) -> Figure:
+    """KL, nats, at each character of an answer, and above the tall bars the character that was wanted there."""
+    for ax, span, places in in_two_lines(text):
+        ax.bar(places, kl[span], 0.8, color=THETA[0])
+        for x, height, wanted in zip(places, kl[span], instead[span], strict=True):
+            if height > 0.2 * max(kl):
+                ax.text(x, height, f"{wanted}", ha="center", va="bottom", family="monospace", weight="bold")
+        ax.set(ylabel="KL, nats", ylim=(0, 1.2 * max(kl)))
+    ax.figure.axes[0].set_title(title)
+    return ax.figure
 
 
 def students_learn(curves: Mapping[str, Sequence[float]], title: str) -> Figure:
@@ -104,5 +131,29 @@ def experts_and_products(found: pd.DataFrame, title: str) -> Figure:
     ax.set_yticks(range(top), [name.replace(" × minus × ", "\n× minus × ") for name in found.index])
     ax.tick_params(axis="y", labelsize=8)
     ax.set(xlabel="% of problems (95 %, seeds and problems)", ylim=(-0.6, top + 1), xlim=(-3, 104))
+    ax.set_title(title)
+    return figure
+
+
+def losses_side_by_side(grades: pd.DataFrame, title: str) -> Figure:
+    """What each loss of `FAMILIES` ends with, without and with mixing: the mean, its interval, and a dot a seed."""
+    figure, ax = plt.subplots(figsize=(5.4, 4.2))
+    alone = (known()["grpo-anchor"].style[0], "o", "● from the anchor, no mixing", -0.2)
+    through = (MIX[0], "s", "■ through the mixture", 0.2)
+    for side, (colour, marker, words, shift) in enumerate((alone, through)):
+        ax.text(38 + 24 * side, -0.75, words, color=colour, weight="bold", va="center", fontsize=9)
+        for row, arms in enumerate(FAMILIES.values()):
+            if arms[side] not in set(grades["arm"]):
+                ax.text(38, row + shift, "not recorded", color=colour, va="center", fontsize=8)
+                continue
+            found, each = ended(grades, arms[side]), 100 * solved(grades, arms[side]).mean(axis=1)
+            spread = [[found["right"] - found["low"]], [found["high"] - found["right"]]]
+            ax.errorbar(found["right"], row + shift, xerr=spread, fmt=marker, color=colour, ms=8, capsize=3)
+            ax.plot(each, np.full(len(each), row + shift + 0.13), ".", color=colour, ms=4, alpha=0.7)
+            seeds = f"{found['seeds']} seed" + "s" * (found["seeds"] > 1)
+            ax.text(found["high"] + 0.7, row + shift, seeds, color=colour, va="center", fontsize=8)
+    ax.set_yticks(range(len(FAMILIES)), FAMILIES)
+    ax.set(xlabel="right and boxed, % (95 %, seeds and problems)", xlim=(37, 85), ylim=(3.6, -1.1))
+    ax.grid(axis="y", visible=False)
     ax.set_title(title)
     return figure
