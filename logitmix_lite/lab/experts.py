@@ -4,6 +4,7 @@ Each is tiny-base fine-tuned on one thing: sums, differences, or the box. `pytho
 FOLDER` makes data/results/beyond/experts again."""
 
 import argparse
+import json
 import random
 import tempfile
 import time
@@ -12,6 +13,8 @@ from dataclasses import replace
 from itertools import combinations, islice
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -26,6 +29,7 @@ from ..relatives import start_from
 from ..rollout import rollout, sample
 from ..runs import Run
 from ..sft import fit
+from ..stats import bootstrap_interval
 from ..tasks.load import Task, distinct, encode_demo, encode_prompt, load_task, normalised
 from .tables import RATES
 from .tiny import varied_ending
@@ -147,6 +151,47 @@ def record(folder: Path, seed: int | None, task: Task, **changes) -> None:
             models["averaged weights"] = start_from(Mixture([models[name] for name in ALL]), "average").eval()
             models["all demos"], made = fine_tuned(ALL, seed, task, **changes), {}
         run.write("summary.json", {"policies": judge(models, task)} | made)
+
+
+def load_products(folder: Path) -> pd.DataFrame:
+    """The records as `tables.load_grades` gives those of training runs: a row a seed and product, of the arm "experts".
+
+    What needs no training has a row for each seed too."""
+    found = {path.parent.name: json.loads(path.read_text("utf-8")) for path in sorted(folder.glob("*/summary.json"))}
+    untrained, rows = found.pop("untrained")["policies"], []
+    for seed, made in found.items():
+        for row in made["policies"] + untrained:
+            bits = {rate: np.array(list(row[rate]), int) for rate in RATES}
+            name = " × ".join(row["members"]) + (", learned" if row["how"] == "learned" else "")
+            rows.append({"arm": "experts", "seed": seed, "policy": name, "weights": np.array(row["weights"])} | bits)
+    return pd.DataFrame(rows).drop_duplicates(["seed", "policy"])
+
+
+def product_table(products: pd.DataFrame) -> pd.DataFrame:
+    """A row a product, fewest models first: its weights (means over seeds), and percentages with 95 % intervals."""
+    rows = {}
+    for name, mine in products.groupby("policy", sort=False):
+        weights = np.mean(mine["weights"].to_list(), axis=0)
+        rows[name] = {"models": len(weights), "weights": ", ".join(f"{w:.2f}" for w in weights)}
+        for label, rate in (("accuracy", "correct"), ("number", "number"), ("boxed", "formatted")):
+            values = np.stack(mine[rate])
+            low, high = bootstrap_interval(values)
+            rows[name] |= {label: 100 * values.mean(), f"{label}_low": 100 * low, f"{label}_high": 100 * high}
+    return pd.DataFrame.from_dict(rows, orient="index").sort_values(["models", "accuracy", "number"])
+
+
+def cost_table(folder: Path) -> pd.DataFrame:
+    """A row a number of members: time in that of one (median, least and most of the rounds) and by theory, which is one
+    sampler and n times the rest; tokens a second, and bytes."""
+    cost = json.loads((folder / "untrained" / "summary.json").read_text("utf-8"))["cost"]
+    seconds = np.array([row["seconds"] for row in cost])
+    ratios, middle = seconds / seconds[1], np.median(seconds, axis=1)
+    table = pd.DataFrame({"times one": np.median(ratios, axis=1), "least": ratios.min(1), "most": ratios.max(1)})
+    table["theory"] = (middle[0] + table.index * (middle[1] - middle[0])) / middle[1]
+    table["tokens a second"] = [round(row["tokens"] / t) for row, t in zip(cost, middle, strict=True)]
+    for name in ("weight", "cache"):
+        table[f"MB of {name}s"] = [row.get(f"{name}_bytes", 0) / 1e6 for row in cost]
+    return table.loc[1:].rename_axis("members")
 
 
 if __name__ == "__main__":
