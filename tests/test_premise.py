@@ -1,5 +1,6 @@
 """The premise of the method, measured on the tiny models, where it is known to hold."""
 
+import csv
 import json
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from logitmix_lite.fingerprints import hardware
 from logitmix_lite.lab.premise import choose, expectation, premise, premise_table
 from logitmix_lite.lab.study import compare
 from logitmix_lite.models import make_mixture
+from logitmix_lite.stats import interval
 
 
 def test_one_decoding_gives_what_each_length_would():
@@ -83,3 +85,37 @@ def test_the_recorded_premise_is_what_the_page_says():
             row = found["policies"][k]
             shares = " | ".join(f"{100 * row[rate]:.1f} %" for rate in ("formatted", "number", "correct"))
             assert f"| {name} | {shares} | {row['length']:.0f} |" in page
+
+
+def test_the_recorded_premise_on_choices_is_what_the_page_says():
+    """Tables and intervals in data/README.md, from the file; what is chosen follows from the validation problems."""
+    data = Path(__file__).parents[1] / "data"
+    page = (data / "README.md").read_text(encoding="utf-8")
+    found = json.loads((data / "results/qwen-mmlu/premise.json").read_text(encoding="utf-8"))
+    for where in ("test-16", "validation-64", "validation-200"):
+        split, length = where.split("-")
+        assert not found[where]["holds"]
+        for name, row in zip(("base", "anchor", "both, alpha 0.5"), found[where]["policies"], strict=True):
+            for rate in ("formatted", "correct", "number"):
+                wilson = interval(round(row[rate] * row["problems"]), row["problems"])
+                assert row[f"{rate}_95"] == pytest.approx(wilson, abs=1e-4)
+            shares = " | ".join(
+                f"{100 * row[rate]:.1f} % ({100 * row[f'{rate}_95'][0]:.1f} to {100 * row[f'{rate}_95'][1]:.1f})"
+                for rate in ("formatted", "number", "correct")
+            )
+            assert f"| {name} | {row['problems']} {split} | {length} | {shares} | {row['length']:.0f} |" in page
+    assert all(row["truncated"] == 0 for row in found["test-16"]["policies"][1:])
+    assert found["chosen"] == choose({found["config"]["anchor"]: found})
+    with (data / "results/qwen-mmlu/letters-test-16.csv").open() as file:
+        letters = list(csv.DictReader(file))
+    for k, name in enumerate(("anchor", "mixture"), 1):
+        right = sum(row["gold"] == row[name] for row in letters)
+        assert right / len(letters) == found["test-16"]["policies"][k]["correct"]
+    says = {name: sum(row[name] == "D" for row in letters) for name in ("anchor", "mixture", "gold")}
+    assert "says D {anchor} times, the mixture {mixture}, and D is right {gold} times".format(**says) in " ".join(
+        page.split()
+    )
+    assert f"letter for {sum(row['anchor'] != row['mixture'] for row in letters)} of the 200" in " ".join(page.split())
+    made = json.loads((data / "results/qwen-mmlu/settings.json").read_text(encoding="utf-8"))
+    made = vars(load_preset("qwen-0.5b", **made))
+    assert all(made[name] == value for name, value in found["config"].items() if name in made)

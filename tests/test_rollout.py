@@ -14,6 +14,8 @@ from transformers.cache_utils import DynamicLayer
 from logitmix_lite.fast.cache import BufferLayer, MixtureCache
 from logitmix_lite.fast.decode import GraphDecoder
 from logitmix_lite.fast.rows import pad_rows, token_batches
+from logitmix_lite.hf import Mixture
+from logitmix_lite.mixing import pair_weights
 from logitmix_lite.rollout import completion_logprobs, rollout, sample
 
 PROMPTS = [[5, 7, 9, 11, 3], [8, 2], [4, 4, 6]]
@@ -87,6 +89,24 @@ def test_greedy_equals_generate(arch):
         rollouts = rollout(model, PROMPTS, max_new_tokens=10, temperature=0)
         assert torch.equal(rollouts.completions, expected[:, ids.shape[1] :])
         assert torch.equal(rollouts.prompt_ids, ids) and torch.equal(rollouts.prompt_mask, mask)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.3, 1.0])
+def test_nash_md_of_trl_samples_from_the_same_mixture(alpha):
+    """Its logits are ours normalised, and greedy texts are equal; the cache which it must go without mixes keys up."""
+    pytest.importorskip("trl.experimental.nash_md", reason="TRL has Nash-MD up to version 1.13")
+    from logitmix_lite.lab.bench.peers import nash_mixture
+
+    theta, ref = make_model(seed=0, eos=None), make_model(seed=1, eos=None)
+    trl, ours = nash_mixture(theta, ref, alpha), Mixture([theta, ref], pair_weights(alpha)).eval()
+    ids, mask = pad_rows(PROMPTS, 0, left=True)
+    inputs = dict(input_ids=ids, attention_mask=mask)
+    with torch.no_grad():
+        torch.testing.assert_close(trl(**inputs, use_cache=False).logits, ours(**inputs).logits.log_softmax(-1))
+    expected = rollout(ours, PROMPTS, max_new_tokens=10, temperature=0, eos=[], pad=0).completions
+    greedy = dict(do_sample=False, max_new_tokens=10, pad_token_id=0)
+    assert torch.equal(trl.generate(**inputs, **greedy)[:, ids.shape[1] :], expected)
+    assert not torch.equal(trl.generate(**inputs, **greedy, use_cache=True)[:, ids.shape[1] :], expected)
 
 
 @pytest.mark.parametrize("rule", PAIR_RULES)

@@ -111,6 +111,30 @@ def students_learn(curves: Mapping[str, Sequence[float]], title: str) -> Figure:
     return figure
 
 
+def experts_and_products(found: pd.DataFrame, title: str) -> Figure:
+    """A row a policy, from one model at the bottom to four at the top: right at all, and right and boxed.
+
+    found: indexed by names, sorted by the column models (how many run); for each of number and accuracy a column, and
+    with _low and _high added to its name one more, in percent."""
+    top = len(found)
+    figure, ax = plt.subplots(figsize=(5.4, 0.42 * top + 1.5))
+    for rate, (colour, *_), marker, shift in (("number", THETA, "o", 0.14), ("accuracy", MIX, "s", -0.14)):
+        middle, face = found[rate].to_numpy(), "white" if rate == "number" else colour
+        spread = np.array([middle - found[f"{rate}_low"], found[f"{rate}_high"] - middle]).clip(min=0)
+        places = np.arange(top) + shift
+        ax.errorbar(middle, places, xerr=spread, fmt=marker, color=colour, mfc=face, ms=7, capsize=3)
+    ax.text(0, top + 0.45, "○ right, boxed or not", color=THETA[0], weight="bold", va="center")
+    ax.text(0, top - 0.3, "■ right and boxed", color=MIX[0], weight="bold", va="center")
+    for place, models in found["models"].reset_index(drop=True).drop_duplicates().items():
+        ax.axhline(place - 0.5, color="0.5", lw=0.8)
+        ax.text(103, place - 0.4, f"{models:.0f} model{'s' * (models > 1)}", ha="right", fontsize=9)
+    ax.set_yticks(range(top), [name.replace(" × minus × ", "\n× minus × ") for name in found.index])
+    ax.tick_params(axis="y", labelsize=8)
+    ax.set(xlabel="% of problems (95 %, seeds and problems)", ylim=(-0.6, top + 1), xlim=(-3, 104))
+    ax.set_title(title)
+    return figure
+
+
 def losses_side_by_side(grades: pd.DataFrame, title: str) -> Figure:
     """What each loss of `FAMILIES` ends with, without and with mixing: the mean, its interval, and a dot a seed."""
     figure, ax = plt.subplots(figsize=(5.4, 4.2))

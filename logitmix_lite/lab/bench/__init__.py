@@ -13,6 +13,7 @@ rows:
   training  the training pass of the mixture against that of one policy
   logprobs  `token_logprobs` against a full log-softmax, time and memory
   step      a whole GRPO step against TRL's (needs `pip install trl`)
+  nash      a mixed rollout against TRL's sampler for the same rule, Nash-MD's (needs `pip install "trl<1.14"`)
   sizes     what a mixed rollout costs at half and at twice the completions, tokens, policies and vocabulary
   limits    rollout and training against what this machine can do at best: bytes and products a second, both measured"""
 
@@ -24,7 +25,7 @@ from pathlib import Path
 
 from ...records import check_new
 
-ROWS = ("rollout", "generate", "training", "logprobs", "step", "sizes", "limits")
+ROWS = ("rollout", "generate", "training", "logprobs", "step", "nash", "sizes", "limits")
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ def run(args: argparse.Namespace) -> None:
           f"tokens, medians of {work.runs}")  # fmt: skip
     found = []
     for name in names:
-        measure = getattr(peers if name in ("step", "logprobs") else rows, f"row_{name}")
+        measure = getattr(peers if name in ("step", "nash", "logprobs") else rows, f"row_{name}")
         for row in measure(work):
             spread = "{} to {}".format(*row["range"]) if "range" in row else ""
             print(f"{row['row']:72s} {row['ours']:8} against {row['peer']:8} {row['unit']:3s} ratio {row['ratio']:6}",

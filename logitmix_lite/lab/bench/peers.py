@@ -1,4 +1,4 @@
-"""Rows against other packages' ways: a whole GRPO step of TRL, and a full log-softmax."""
+"""Rows against other packages' ways: TRL's whole GRPO step and its sampler of mixtures, and a full log-softmax."""
 
 import json
 import resource
@@ -13,16 +13,20 @@ from unittest.mock import patch
 
 import torch
 from peft import LoraConfig
+from transformers import GenerationConfig
 
 from ...config import load_preset
 from ...fast.logprobs import token_logprobs
+from ...fast.rows import pad_rows
+from ...hf import Mixture
 from ...models import default_device, locate
 from ...recipe import train
 from ...records import read_metrics
 from ...tasks import load_task
 from ...tasks.rewards import grade_all
 from . import Work
-from .work import RANK, compare, is_real, result
+from .rows import generate
+from .work import RANK, compare, is_real, load, prompts, result, rounds, sample
 
 
 def row_step(work: Work) -> list[dict]:
@@ -85,8 +89,34 @@ def row_step(work: Work) -> list[dict]:
     return [result("GRPO step, mixing / TRL GRPOTrainer, KL", mine, theirs, theirs / mine)]
 
 
+def row_nash(work: Work) -> list[dict]:
+    """Mixed rollout against TRL's sampler for the same rule, both of the same two models, without adapters.
+
+    TRL's runs the whole text through both models for every token, so the ratio grows with their number; and it makes
+    logits for all of the text, so it needs gigabytes for each 10,000 tokens in a batch."""
+    theta, ref = load(work), load(work)
+    mixture, trl = Mixture([theta, ref]).eval(), nash_mixture(theta, ref, 0.5)
+    ids, mask = (x.repeat_interleave(work.samples, 0).to(theta.device) for x in pad_rows(prompts(work), 0, left=True))
+    times = rounds({
+        "mixed": lambda: sample(mixture, work),
+        "trl": lambda: generate(trl, ids, mask, work.new),
+    }, work.runs)  # fmt: skip
+    return [compare("mixed rollout / TRL's GeometricMixtureWrapper", times["mixed"], times["trl"])]
+
+
+def nash_mixture(theta, ref, alpha: float):
+    """TRL's sampler for Nash-MD (arXiv:2312.00886), which calls alpha `mixture_coef`; TRL has it up to version 1.13.
+
+    It must go without a KV cache: it would give both models the same one, and tokens would come from mixed-up keys."""
+    from trl.experimental.nash_md.nash_md_trainer import GeometricMixtureWrapper
+
+    return GeometricMixtureWrapper(theta, ref, GenerationConfig(use_cache=False), alpha, theta.device)
+
+
 def row_logprobs(work: Work) -> list[dict]:
-    """`token_logprobs` forward and backward against the full log-softmax: 2,048 tokens, D 1,536, V 151,936, float32."""
+    """`token_logprobs` forward and backward against the full log-softmax: 2,048 tokens, D 1,536, V 151,936, float32.
+
+    Time is the process's own, on all cores together: other work on the machine does not count."""
 
     def child(kind: str) -> tuple[float, float]:
         command = [sys.executable, "-c", f"from {__name__} import logprobs_child as child; child({kind!r})"]
@@ -97,7 +127,7 @@ def row_logprobs(work: Work) -> list[dict]:
     ours, peer = (list(zip(*side, strict=True)) for side in zip(*pairs, strict=True))
     return [
         compare(f"token_logprobs / full log-softmax, {what}", ours[k], peer[k], unit)
-        for k, (what, unit) in enumerate((("time", "s"), ("extra peak memory", "MiB")))
+        for k, (what, unit) in enumerate((("processor time", "s"), ("extra peak memory", "MiB")))
     ]
 
 
@@ -108,10 +138,10 @@ def logprobs_child(kind: str) -> None:
     # made in place: a peak before the work would hide what the work needs
     weight, tokens = torch.randn(151936, 1536).div_(40), torch.randint(151936, (2048,))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    start = time.perf_counter()
+    start = time.process_time()
     if kind == "chunked":
         token_logprobs(hidden, weight, tokens).sum().backward()
     else:
         (hidden @ weight.T).log_softmax(-1).gather(-1, tokens[:, None]).sum().backward()
-    seconds = time.perf_counter() - start
+    seconds = time.process_time() - start
     print(json.dumps([seconds, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024]))
