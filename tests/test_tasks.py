@@ -186,7 +186,10 @@ def test_bad_requests(tmp_path, monkeypatch):
     (tmp_path / "latin.jsonl").write_bytes(b"\xff\xfe")
     file = write(tmp_path / "a.jsonl", {"question": "a", "answer": 1, "level": 2})
     for arguments, message in (
-        (dict(name="chian"), "no task 'chian': use chain, chain-common, chain-easy, words, words-easy, math"),
+        (
+            dict(name="chian"),
+            "no task 'chian': use chain, chain-common, chain-easy, chain-plus, chain-minus, words, words-easy, math",
+        ),
         (dict(name="nowhere.jsonl"), "can't read nowhere.jsonl: No such file"),
         (dict(name=str(tmp_path / "latin.jsonl")), "it is not UTF-8 text"),
         (dict(name="chain", where={"type": ["x"]}), "rows of a .jsonl file, and chain is none"),

@@ -88,7 +88,7 @@ def blame(text: str, kl: Sequence[float], instead: Sequence[str], title: str) ->
         ax.bar(places, kl[span], 0.8, color=THETA[0])
         for x, height, wanted in zip(places, kl[span], instead[span], strict=True):
             if height > 0.2 * max(kl):
-                ax.text(x, height, f"{wanted}", ha="center", va="bottom", family="monospace", weight="bold")
+                ax.text(x, height, f"wants {wanted}", ha="center", va="bottom", family="monospace", weight="bold")
         ax.set(ylabel="KL, nats", ylim=(0, 1.2 * max(kl)))
     ax.figure.axes[0].set_title(title)
     return ax.figure
@@ -107,6 +107,30 @@ def students_learn(curves: Mapping[str, Sequence[float]], title: str) -> Figure:
         ylabel="KL(student || mixture), nats",
         xlim=(0, 1.35 * max(map(len, curves.values()))),
     )
+    ax.set_title(title)
+    return figure
+
+
+def experts_and_products(found: pd.DataFrame, title: str) -> Figure:
+    """A row a policy, from one model at the bottom to four at the top: right at all, and right and boxed.
+
+    found: indexed by names, sorted by the column models (how many run); for each of number and accuracy a column, and
+    with _low and _high added to its name one more, in percent."""
+    top = len(found)
+    figure, ax = plt.subplots(figsize=(5.4, 0.42 * top + 1.5))
+    for rate, (colour, *_), marker, shift in (("number", THETA, "o", 0.14), ("accuracy", MIX, "s", -0.14)):
+        middle, face = found[rate].to_numpy(), "white" if rate == "number" else colour
+        spread = np.array([middle - found[f"{rate}_low"], found[f"{rate}_high"] - middle]).clip(min=0)
+        places = np.arange(top) + shift
+        ax.errorbar(middle, places, xerr=spread, fmt=marker, color=colour, mfc=face, ms=7, capsize=3)
+    ax.text(0, top + 0.45, "○ right, boxed or not", color=THETA[0], weight="bold", va="center")
+    ax.text(0, top - 0.3, "■ right and boxed", color=MIX[0], weight="bold", va="center")
+    for place, models in found["models"].reset_index(drop=True).drop_duplicates().items():
+        ax.axhline(place - 0.5, color="0.5", lw=0.8)
+        ax.text(103, place - 0.4, f"{models:.0f} model{'s' * (models > 1)}", ha="right", fontsize=9)
+    ax.set_yticks(range(top), [name.replace(" × minus × ", "\n× minus × ") for name in found.index])
+    ax.tick_params(axis="y", labelsize=8)
+    ax.set(xlabel="% of problems (95 %, seeds and problems)", ylim=(-0.6, top + 1), xlim=(-3, 104))
     ax.set_title(title)
     return figure
 
@@ -131,5 +155,24 @@ def losses_side_by_side(grades: pd.DataFrame, title: str) -> Figure:
     ax.set_yticks(range(len(FAMILIES)), FAMILIES)
     ax.set(xlabel="right and boxed, % (95 %, seeds and problems)", xlim=(37, 85), ylim=(3.6, -1.1))
     ax.grid(axis="y", visible=False)
+    ax.set_title(title)
+    return figure
+
+
+def self_teaching(lines: pd.DataFrame, title: str) -> Figure:
+    """KL(student || told teacher) over the steps of SDPO, a line a seed: columns arm, seed, step, kl."""
+    figure, ax = plt.subplots(figsize=(5.4, 3.4))
+    styles = {
+        "SDPO": (THETA[0], "-", "the student now, told"),
+        "SDPO, lam 0.5": (MIX[0], "--", "half of it the reader, untold"),
+    }
+    for (arm, _), run in lines.groupby(["arm", "seed"]):
+        colour, line, _ = styles[arm]
+        ax.semilogy(run["step"], run["kl"], color=colour, ls=line, lw=1.5)
+    for place, (colour, line, words) in enumerate(styles.values()):
+        ax.text(0.98, 0.95 - 0.09 * place, f"{'—' if line == '-' else '- -'} {words}", color=colour, weight="bold",
+                ha="right", va="top", transform=ax.transAxes)  # fmt: skip
+    ax.set(xlabel="step of self-distillation", ylabel="KL(student || teacher), nats")
+    ax.set(xticks=range(0, int(lines["step"].max()) + 1, 5), ylim=(None, 8 * lines["kl"].max()))
     ax.set_title(title)
     return figure

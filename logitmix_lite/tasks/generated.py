@@ -22,12 +22,15 @@ class Chain:
 
     terms: tuple[int, int]
     below: int
+    signs: str = "+-"
 
 
 CHAINS = {
     "chain": Chain(terms=(4, 5), below=30),  # what is trained and tested
     "chain-common": Chain(terms=(4, 5), below=15),  # most of what the tiny base has seen
     "chain-easy": Chain(terms=(3, 4), below=10),  # the anchor's demonstrations
+    "chain-plus": Chain(terms=(4, 5), below=30, signs="+"),  # those of two specialists, `lab/experts.py`
+    "chain-minus": Chain(terms=(4, 5), below=30, signs="-"),
 }
 
 
@@ -36,7 +39,7 @@ def chain(kind: Chain, rng: random.Random) -> Problem:
     total = rng.randrange(1, kind.below)
     question, steps = str(total), []
     for _ in range(rng.randint(*kind.terms) - 1):
-        sign, term = rng.choice("+-"), rng.randrange(1, kind.below)
+        sign, term = rng.choice(kind.signs), rng.randrange(1, kind.below)
         result = total + term if sign == "+" else total - term
         question += f"{sign}{term}"
         steps.append(f"{total}{sign}{term}={result}")
