@@ -88,7 +88,7 @@ def blame(text: str, kl: Sequence[float], instead: Sequence[str], title: str) ->
         ax.bar(places, kl[span], 0.8, color=THETA[0])
         for x, height, wanted in zip(places, kl[span], instead[span], strict=True):
             if height > 0.2 * max(kl):
-                ax.text(x, height, f"{wanted}", ha="center", va="bottom", family="monospace", weight="bold")
+                ax.text(x, height, f"wants {wanted}", ha="center", va="bottom", family="monospace", weight="bold")
         ax.set(ylabel="KL, nats", ylim=(0, 1.2 * max(kl)))
     ax.figure.axes[0].set_title(title)
     return ax.figure
@@ -155,5 +155,24 @@ def losses_side_by_side(grades: pd.DataFrame, title: str) -> Figure:
     ax.set_yticks(range(len(FAMILIES)), FAMILIES)
     ax.set(xlabel="right and boxed, % (95 %, seeds and problems)", xlim=(37, 85), ylim=(3.6, -1.1))
     ax.grid(axis="y", visible=False)
+    ax.set_title(title)
+    return figure
+
+
+def self_teaching(lines: pd.DataFrame, title: str) -> Figure:
+    """KL(student || told teacher) over the steps of SDPO, a line a seed: columns arm, seed, step, kl."""
+    figure, ax = plt.subplots(figsize=(5.4, 3.4))
+    styles = {
+        "SDPO": (THETA[0], "-", "the student now, told"),
+        "SDPO, lam 0.5": (MIX[0], "--", "half of it the reader, untold"),
+    }
+    for (arm, _), run in lines.groupby(["arm", "seed"]):
+        colour, line, _ = styles[arm]
+        ax.semilogy(run["step"], run["kl"], color=colour, ls=line, lw=1.5)
+    for place, (colour, line, words) in enumerate(styles.values()):
+        ax.text(0.98, 0.95 - 0.09 * place, f"{'—' if line == '-' else '- -'} {words}", color=colour, weight="bold",
+                ha="right", va="top", transform=ax.transAxes)  # fmt: skip
+    ax.set(xlabel="step of self-distillation", ylabel="KL(student || teacher), nats")
+    ax.set(xticks=range(0, int(lines["step"].max()) + 1, 5), ylim=(None, 8 * lines["kl"].max()))
     ax.set_title(title)
     return figure
