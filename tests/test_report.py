@@ -1,5 +1,6 @@
 """What the page of recorded runs shows: each figure has its words, each arm its row, and no name hides another."""
 
+import json
 import re
 import shutil
 from itertools import combinations
@@ -10,7 +11,7 @@ import pytest
 from matplotlib import pyplot as plt
 
 from logitmix_lite.lab.report import best_beta, label_ends, plot_curves, plot_headline, plot_panels, report
-from logitmix_lite.lab.tables import complementarity, complementarity_of_arms
+from logitmix_lite.lab.tables import complementarity, complementarity_of_arms, load_grades, load_runs, solved
 from logitmix_lite.methods import METHODS
 
 TINY = Path(__file__).resolve().parents[1] / "data" / "results" / "tiny"
@@ -120,3 +121,24 @@ def test_a_row_an_arm_is_the_mean_of_its_runs():
             assert row[column] == pytest.approx(mine[column].mean(), abs=0.05)
         one = mine["exactly one"].str.split().str[0].astype(int).mean()
         assert row["exactly one"] == pytest.approx(one, abs=0.05)
+
+
+def test_the_table_of_qwen_is_that_of_its_records():
+    """Each row of data/README.md: right and boxed before and after, boxed before and after, in percent of 200."""
+    data = TINY.parents[1]
+    text = (data / "README.md").read_text(encoding="utf-8")
+    section = text[text.index("## results/qwen/ ") : text.index("## results/qwen-mmlu/ ")]
+    rows = [line.strip("|\n ").split(" | ") for line in section.splitlines() if line.startswith("|") and "%" in line]
+    told = {row[0]: [float(cell.split(" %")[0]) for cell in row[1:]] for row in rows}
+    runs = load_runs(data / "results" / "qwen")
+    arms = {"fixed mixing, alpha 0.5": "fixed", "GRPO without KL, from the anchor": "grpo-anchor"}
+    arms |= {"KL-GRPO from the anchor (before: the anchor itself)": "grpo-kl"}
+    for label, arm in arms.items():
+        ends = runs[(runs["arm"] == arm) & runs["step"].isin([0, 12])].sort_values("step")
+        assert told[label] == pytest.approx([*(100 * ends["accuracy"]), *(100 * ends["test_format_rate"])])
+    [label] = set(told) - set(arms)  # its theta alone; before, base of results/gpu
+    premise = json.loads((data / "results/gpu/premise/human-200.json").read_text(encoding="utf-8"))["test-320"]
+    [base] = [p for p in premise["policies"] if p["policy"] == "theta"]
+    grades = load_grades(data / "results" / "qwen")
+    right, boxed = (solved(grades, "fixed", "theta", rate).to_numpy().mean() for rate in ("correct", "formatted"))
+    assert told[label] == pytest.approx([100 * x for x in (base["correct"], right, base["formatted"], boxed)])
