@@ -13,7 +13,7 @@ from torch.autograd import gradcheck
 
 from logitmix_lite import Mixture, load_preset, load_tokenizer
 from logitmix_lite.lab import experts
-from logitmix_lite.lab.experts import ALL, EQUAL, LEARNED, cost, fine_tuned, learn_weights, log_likelihood, read
+from logitmix_lite.lab.experts import ALL, EQUAL, LEARNED, cost, learn_weights, log_likelihood, read, specialist
 from logitmix_lite.lab.experts import record as make_record
 from logitmix_lite.lab.tables import RATES
 from logitmix_lite.records import read_config
@@ -78,16 +78,16 @@ def test_weights_are_learned_where_the_best_are_known():
 
 def test_specialists_see_one_thing_each(monkeypatch):
     task, tokenizer, demos = load_preset("tiny", **SMALL).problems(), load_tokenizer("tiny-base"), []
-    monkeypatch.setattr(experts, "fit", lambda mixture, given, run, **how: demos.append(given))
+    monkeypatch.setattr(experts, "fine_tuned", lambda model, given, **how: demos.append(given))
     for name, signs in (("plus", "+"), ("minus", "-"), ("box", "+-")):
-        experts.fine_tuned([name], 0, task, demos=200)
+        experts.specialist([name], 0, task, demos=200)
         questions, solutions = (tokenizer.batch_decode(side) for side in zip(*demos[-1], strict=True))
         assert len(set(questions)) == 200 and {c for q in questions for c in q if c in "+-"} == set(signs)
         boxed = sum("boxed" in solution for solution in solutions)
         assert boxed == 200 if name == "box" else 0 < boxed < 20
         for question, solution in zip(questions, solutions, strict=True):
             assert str(eval(question.rstrip("?"))) == re.findall(r"-?[0-9]+", solution)[-1]
-    experts.fine_tuned(ALL, 0, task, demos=200)
+    experts.specialist(ALL, 0, task, demos=200)
     one, two, three, together = ([prompt for prompt, _ in given] for given in demos)
     assert sorted(together) == sorted(one + two + three)
 
@@ -102,7 +102,7 @@ def test_a_small_run_is_made_again_and_costs_what_it_weighs(tmp_path):
     demos = [encode_demo(tokenizer, p) for p in task.validation]
     tokens = torch.tensor([token for _, completion in demos for token in completion])
     [row] = [row for row in one["policies"] if row["members"] == ["plus"]]
-    plus = read(fine_tuned(["plus"], 3, task, **QUICK), demos)
+    plus = read(specialist(["plus"], 3, task, **QUICK), demos)
     assert row["log_likelihood"] == pytest.approx(plus.gather(-1, tokens[:, None]).mean().item())
     rows = cost(task, most=3, rounds=1)
     assert [row["members"] for row in rows] == [0, 1, 2, 3] and all(len(row["seconds"]) == 1 for row in rows)

@@ -6,7 +6,6 @@ FOLDER` makes data/results/beyond/experts again."""
 import argparse
 import json
 import random
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -28,11 +27,10 @@ from ..models import load_model, load_tokenizer
 from ..relatives import start_from
 from ..rollout import rollout, sample
 from ..runs import Run
-from ..sft import fit
 from ..stats import bootstrap_interval
 from ..tasks.load import Task, distinct, encode_demo, encode_prompt, load_task, normalised
 from .tables import RATES
-from .tiny import varied_ending
+from .tiny import fine_tuned, varied_ending
 
 EXPERTS = {"plus": "chain-plus", "minus": "chain-minus", "box": "chain-easy"}  # what each is fine-tuned on
 SFT = dict(demos=1000, steps=60, batch=16, lr=8e-4)  # of each: nearly every demonstration once
@@ -42,7 +40,7 @@ LEARNED = [("base", "anchor"), ALL, ("base", *ALL)]  # with equal and with learn
 NEW = 24  # tokens of each completion that the cost is measured on
 
 
-def fine_tuned(names: Sequence[str], seed: int, task: Task, **changes) -> PreTrainedModel:
+def specialist(names: Sequence[str], seed: int, task: Task, **changes) -> PreTrainedModel:
     """tiny-base after SFT on one expert's demonstrations, or on several experts' in as many steps as all of them take.
 
     Sums and differences end as base's do, so that the third expert alone learns the box. None of the task's held-out
@@ -55,12 +53,7 @@ def fine_tuned(names: Sequence[str], seed: int, task: Task, **changes) -> PreTra
         for problem in islice(distinct(drawn, known), how["demos"]):
             ended = problem.solution if name == "box" else varied_ending(problem.solution, rng)
             demos.append(encode_demo(tokenizer, replace(problem, solution=ended)))
-    with tempfile.TemporaryDirectory() as folder, Run(folder, {}) as run:
-        fit(
-            Mixture([model], [1.0]), demos, run, steps=steps, batch=how["batch"], lr=how["lr"], seed=seed,
-            microbatch_tokens=8192, pad=tokenizer.pad_token_id, save_every=steps,
-        )  # fmt: skip
-    return model.eval()
+    return fine_tuned(model, demos, steps=steps, batch=how["batch"], lr=how["lr"], seed=seed)
 
 
 @torch.no_grad()
@@ -147,9 +140,9 @@ def record(folder: Path, seed: int | None, task: Task, **changes) -> None:
         if seed is None:
             models["anchor"], made = load_model("tiny-anchor", "float32"), {"cost": cost(task)}
         else:
-            models = {name: fine_tuned([name], seed, task, **changes) for name in ALL} | models
+            models = {name: specialist([name], seed, task, **changes) for name in ALL} | models
             models["averaged weights"] = start_from(Mixture([models[name] for name in ALL]), "average").eval()
-            models["all demos"], made = fine_tuned(ALL, seed, task, **changes), {}
+            models["all demos"], made = specialist(ALL, seed, task, **changes), {}
         run.write("summary.json", {"policies": judge(models, task)} | made)
 
 

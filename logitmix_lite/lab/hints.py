@@ -8,7 +8,6 @@ import argparse
 import json
 import random
 import re
-import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -23,11 +22,10 @@ from ..hf import Mixture
 from ..models import load_model, load_tokenizer
 from ..relatives import distil
 from ..runs import Run
-from ..sft import fit
 from ..tasks.generated import Problem
 from ..tasks.load import Task, encode_demo, encode_prompt
 from .tables import RATES
-from .tiny import varied_ending
+from .tiny import fine_tuned, varied_ending
 
 READER = dict(demos=3000, steps=300, batch=32, lr=1.5e-3)
 STUDENT = dict(steps=20, batch=32, lr=5e-4)  # of each way to learn
@@ -54,23 +52,13 @@ def judge(policy: PreTrainedModel, task: Task, told: bool = False) -> dict:
     return {rate: "".join(str(int(getattr(g, rate))) for g in said.grades) for rate in RATES}
 
 
-def fine_tuned(model: PreTrainedModel, demos: Sequence, seed: int, steps: int, batch: int, lr: float):
-    """The model after SFT on some demonstrations."""
-    with tempfile.TemporaryDirectory() as folder, Run(folder, {}) as run:
-        fit(
-            Mixture([model], [1.0]), demos, run, steps=steps, batch=batch, lr=lr, seed=seed, microbatch_tokens=8192,
-            pad=model.config.pad_token_id, save_every=steps,
-        )  # fmt: skip
-    return model.eval()
-
-
 def make_reader(folder: Path, task: Task, seed: int = 0, **changes) -> Path:
     """Fine-tune tiny-base until it reads hints; returns the folder of weights, and records what who makes of a hint."""
     how, models = READER | changes, {name: load_model(f"tiny-{name}", "float32") for name in ("base", "anchor")}
     config = {"command": "hints", "what": "reader", "seed": seed, "test_size": len(task.test)} | how
     with Run(folder, config | {"problems": problems_fingerprint(task)}) as run:
         demos = reader_demos(task.train[: how.pop("demos")], seed)
-        models["reader"] = fine_tuned(load_model("tiny-base", "float32"), demos, seed, **how).to(torch.bfloat16)
+        models["reader"] = fine_tuned(load_model("tiny-base", "float32"), demos, seed=seed, **how).to(torch.bfloat16)
         run.finish(models["reader"].save_pretrained, load_tokenizer("tiny-base").save_pretrained)
         models["reader"] = load_model(str(run.final), "float32")  # as whoever loads it gets it
         found = {name: {way: judge(m, task, way == "told") for way in ("plain", "told")} for name, m in models.items()}
@@ -94,7 +82,7 @@ def study(folder: Path, reader: str, task: Task, seed: int, **changes) -> None:
             )  # fmt: skip
             found[arm] = judge(student, task)
         demos = [encode_demo(tokenizer, problem) for problem in problems]
-        found["SFT"] = judge(fine_tuned(load_model(reader, "float32"), demos, seed, **how), task)
+        found["SFT"] = judge(fine_tuned(load_model(reader, "float32"), demos, seed=seed, **how), task)
         run.write("summary.json", found)
 
 

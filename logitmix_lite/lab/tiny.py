@@ -8,12 +8,13 @@ import random
 import shutil
 import string
 import tempfile
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
 import torch
-from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
+from transformers import PreTrainedModel, Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
 
 from ..config import load_preset
 from ..hf import Mixture
@@ -84,6 +85,16 @@ def pretrain(out: str | Path, seed: int = 0, resume: bool = False, **changes) ->
     )  # fmt: skip
     run.finish(model.save_pretrained, tokenizer.save_pretrained)
     return run.final
+
+
+def fine_tuned(model: PreTrainedModel, demos: Sequence, *, steps: int, batch: int, lr: float, seed: int):
+    """The model after SFT on some demonstrations, in evaluation mode; nothing is written."""
+    with tempfile.TemporaryDirectory() as folder, Run(folder, {}) as run:
+        fit(
+            Mixture([model], [1.0]), demos, run, steps=steps, batch=batch, lr=lr, seed=seed, microbatch_tokens=8192,
+            pad=model.config.pad_token_id, save_every=steps,
+        )  # fmt: skip
+    return model.eval()
 
 
 def make(folder: Path, seed: int = 0) -> None:
