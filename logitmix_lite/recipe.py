@@ -22,7 +22,7 @@ from .rollout import check_prompts
 from .runs import Run, batch_indices
 from .schedules import Fixed
 from .tasks.load import Task, encode_prompt, end_tokens
-from .tasks.rewards import Grade, grade
+from .tasks.rewards import Grade, as_bits, grade
 from .trackers import check_tracker, reporting
 from .train import Trainer
 from .watch import Watch
@@ -195,7 +195,4 @@ class Exam:
         for name, weights in ALONE.items() if len(self.mixture.weights) == 2 else ():
             with self.mixture.using(weights):
                 found[name] = self.grades(self.task.test)
-        return {
-            name: {rate: "".join(str(int(getattr(g, rate))) for g in grades) for rate in RATES.values()}
-            for name, grades in found.items()
-        }
+        return {name: as_bits(grades, RATES.values()) for name, grades in found.items()}

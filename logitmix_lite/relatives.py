@@ -18,6 +18,7 @@ from .models import load_policy, load_tokenizer
 from .rollout import Rollouts, rollout
 from .runs import Run, batch_indices
 from .tasks.load import Task, encode_prompt, end_tokens
+from .tasks.rewards import as_bits
 
 STARTS = ("theta", "average")
 VALUE_WEIGHT = 0.1  # of the critic's squared error beside the policy's loss, as in TRL's PPO
@@ -195,6 +196,6 @@ def measure(policy, tokenizer, task: Task, preset: Preset) -> dict:
             batch=preset.eval_batch,
         )  # fmt: skip
         best = max(best, sum(found.lengths) / (clock() - began))
-    rates = {name: "".join(str(int(getattr(g, name))) for g in found.grades) for name in ("correct", "formatted")}
+    rates = as_bits(found.grades, ("correct", "formatted"))
     size = sum(p.numel() * p.element_size() for p in policy.parameters())
     return rates | {"accuracy": found.accuracy, "tokens_per_second": round(best), "bytes": size}

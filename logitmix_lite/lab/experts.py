@@ -29,6 +29,7 @@ from ..rollout import rollout, sample
 from ..runs import Run
 from ..stats import bootstrap_interval
 from ..tasks.load import Task, distinct, encode_demo, encode_prompt, load_task, normalised
+from ..tasks.rewards import as_bits
 from .tables import RATES
 from .tiny import fine_tuned, varied_ending
 
@@ -101,7 +102,7 @@ def judge(models: dict[str, PreTrainedModel], task: Task) -> list[dict]:
             row = {"members": names, "weights": chosen, "how": how}
             row["log_likelihood"] = log_likelihood(torch.tensor(chosen, dtype=mine.dtype), mine, tokens).item()
             said = evaluate(Mixture([models[name] for name in names], chosen), tokenizer, task.test, batch=200)
-            rows.append(row | {rate: "".join(str(int(getattr(g, rate))) for g in said.grades) for rate in RATES})
+            rows.append(row | as_bits(said.grades, RATES))
     return rows
 
 

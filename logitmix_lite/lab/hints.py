@@ -24,6 +24,7 @@ from ..relatives import distil
 from ..runs import Run
 from ..tasks.generated import Problem
 from ..tasks.load import Task, encode_demo, encode_prompt
+from ..tasks.rewards import as_bits
 from .tables import RATES
 from .tiny import fine_tuned, varied_ending
 
@@ -49,7 +50,7 @@ def judge(policy: PreTrainedModel, task: Task, told: bool = False) -> dict:
     tokenizer = load_tokenizer("tiny-base")
     prompts = [encode_prompt(tokenizer, (hinted(p) if told else p).question) for p in task.test]
     said = evaluate(policy, tokenizer, task.test, prompts=prompts, batch=200)
-    return {rate: "".join(str(int(getattr(g, rate))) for g in said.grades) for rate in RATES}
+    return as_bits(said.grades, RATES)
 
 
 def make_reader(folder: Path, task: Task, seed: int = 0, **changes) -> Path:

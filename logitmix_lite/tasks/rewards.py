@@ -3,7 +3,7 @@ r"""Completion text -> Grade. The reward of every run is `grade(...).correct`: r
 When two answers are one is the subject of `equality`."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -44,6 +44,11 @@ def grade_all(completions: Sequence[str], answers: Sequence[str | int | float]) 
     """`grade` of each completion with its answer, several at once."""
     with ThreadPoolExecutor(HELPERS) as pool:
         return list(pool.map(grade, completions, answers))
+
+
+def as_bits(grades: Sequence[Grade], rates: Iterable[str]) -> dict[str, str]:
+    """For each rate a string of "1" and "0", one a grade, as records hold who solves what."""
+    return {rate: "".join(str(int(getattr(g, rate))) for g in grades) for rate in rates}
 
 
 def boxed(text: str) -> str | None:
