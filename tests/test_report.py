@@ -13,6 +13,7 @@ from matplotlib import pyplot as plt
 from logitmix_lite.lab.report import best_beta, label_ends, plot_curves, plot_headline, plot_panels, report
 from logitmix_lite.lab.tables import complementarity, complementarity_of_arms, load_grades, load_runs, solved
 from logitmix_lite.methods import METHODS
+from logitmix_lite.stats import interval
 
 TINY = Path(__file__).resolve().parents[1] / "data" / "results" / "tiny"
 
@@ -123,22 +124,57 @@ def test_a_row_an_arm_is_the_mean_of_its_runs():
         assert row["exactly one"] == pytest.approx(one, abs=0.05)
 
 
-def test_the_table_of_qwen_is_that_of_its_records():
-    """Each row of data/README.md: right and boxed before and after, boxed before and after, in percent of 200."""
+@pytest.mark.parametrize(("world", "last"), [("qwen", 40), ("qwen-cpu", 12)])
+def test_the_tables_of_qwen_are_those_of_their_records(world, last):
+    """Each row in data/README.md: right and boxed before and after, with intervals, boxed before and after, of 200."""
     data = TINY.parents[1]
     text = (data / "README.md").read_text(encoding="utf-8")
-    section = text[text.index("## results/qwen/ ") : text.index("## results/qwen-mmlu/ ")]
+    section = text[text.index(f"## results/{world}/ ") :].split("\n## ")[0]
     rows = [line.strip("|\n ").split(" | ") for line in section.splitlines() if line.startswith("|") and "%" in line]
-    told = {row[0]: [float(cell.split(" %")[0]) for cell in row[1:]] for row in rows}
-    runs = load_runs(data / "results" / "qwen")
-    arms = {"fixed mixing, alpha 0.5": "fixed", "GRPO without KL, from the anchor": "grpo-anchor"}
-    arms |= {"KL-GRPO from the anchor (before: the anchor itself)": "grpo-kl"}
-    for label, arm in arms.items():
-        ends = runs[(runs["arm"] == arm) & runs["step"].isin([0, 12])].sort_values("step")
-        assert told[label] == pytest.approx([*(100 * ends["accuracy"]), *(100 * ends["test_format_rate"])])
-    [label] = set(told) - set(arms)  # its theta alone; before, base of results/gpu
-    premise = json.loads((data / "results/gpu/premise/human-200.json").read_text(encoding="utf-8"))["test-320"]
-    [base] = [p for p in premise["policies"] if p["policy"] == "theta"]
-    grades = load_grades(data / "results" / "qwen")
+    told = {row[0]: row[1:] for row in rows}
+    runs, grades = load_runs(data / "results" / world), load_grades(data / "results" / world)
+
+    def row(*shares):
+        counts = [round(200 * share) for share in shares]
+        cells = [f"{n / 2:.1f} % ({100 * interval(n, 200)[0]:.1f} to {100 * interval(n, 200)[1]:.1f})" for n in counts]
+        return [*cells[:2], *(f"{n / 2:.1f} %" for n in counts[2:])]
+
+    labels = {"fixed": "fixed mixing, alpha 0.5"} | {
+        arm: METHODS[arm].label for arm in ("grpo-anchor", "grpo", "grpo-kl")
+    }
+    for arm in set(runs["arm"]):
+        tested = runs[runs["arm"] == arm].dropna(subset=["accuracy"]).sort_values("step")
+        reached, ends = tested["step"].iloc[-1], tested.iloc[[0, -1]]
+        label = labels[arm] if reached == last else f"{labels[arm]}, to step {reached}"
+        assert told.pop(label) == row(*ends["accuracy"], *ends["test_format_rate"])
+    [label] = told  # theta alone: before, it is base
+    if "H100" in label:
+        premise = json.loads((data / "results/gpu/premise/human-200.json").read_text(encoding="utf-8"))["test-320"]
+        [base] = [p for p in premise["policies"] if p["policy"] == "theta"]
+        before = base["correct"], base["formatted"]
+    else:
+        before = runs[(runs["arm"] == "grpo") & (runs["step"] == 0)].iloc[0][["accuracy", "test_format_rate"]].tolist()
     right, boxed = (solved(grades, "fixed", "theta", rate).to_numpy().mean() for rate in ("correct", "formatted"))
-    assert told[label] == pytest.approx([100 * x for x in (base["correct"], right, base["formatted"], boxed)])
+    assert told[label] == row(before[0], right, before[1], boxed)
+
+
+def test_the_rate_of_qwen_is_the_one_that_earned_more():
+    """Mean reward of the last ten steps that all runs have, at both rates, as data/README.md tells it."""
+    data = TINY.parents[1]
+    text = " ".join((data / "README.md").read_text(encoding="utf-8").split())
+    runs = {"1e-4": load_runs(data / "results/qwen"), "3e-4": load_runs(data / "results/qwen-search/lr-3e-4")}
+    assert all((found["lr"] == float(rate)).all() for rate, found in runs.items())
+    shortest = min(found.groupby("arm")["step"].max().min() for found in runs.values())
+    assert f"Training reward of steps {shortest - 9} to {shortest}" in text
+    for arm, name in (
+        ("fixed", "fixed"),
+        ("grpo-anchor", "GRPO from the anchor"),
+        ("grpo", "from base"),
+        ("grpo-kl", "KL-GRPO"),
+    ):
+        low, high = (
+            found[(found["arm"] == arm) & found["step"].between(shortest - 9, shortest)]["reward"].mean()
+            for found in runs.values()
+        )
+        assert low > high
+        assert re.search(rf"{name} {low:.3f} (at 1e-4 )?and {high:.3f}", text)

@@ -11,7 +11,8 @@ bench     rollout and training against `generate` and this card's rates, at the 
 anchors   fine-tuning on human solutions, several ways, at once
 premise   base and each anchor alone, and mixed: on validation problems, by which one anchor and the longest completion
           are chosen, and on test problems; the mixing table of the chosen pair
-runs      every method from the chosen anchor, several at a time, until the minutes are over"""
+runs      the methods in `SEARCHED` at every rate; with the one that earns more reward at the end of training, others in
+          the order of `RUNS`; several at a time, until the minutes are over"""
 
 import argparse
 import json
@@ -20,17 +21,26 @@ import subprocess
 import sys
 import tarfile
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(REPOSITORY))  # the package need not be installed
 PYTHON = [sys.executable, "-m", "logitmix_lite"]
-RUNS = [  # the strong baseline first; what was not started when time is over is done at the next visit
-    ("grpo-anchor", 0), ("fixed", 0), ("grpo-kl", 0), ("adaptive", 0), ("grpo", 0), ("prob", 0), ("grpo-kl-0.01", 0),
-    ("base-anchor", 0), ("wise-ft", 0), ("fixed", 1), ("grpo-anchor", 1), ("grpo-kl", 1), ("fixed", 2),
-    ("grpo-anchor", 2), ("grpo-kl", 2), ("adaptive", 1), ("grpo", 1), ("adaptive", 2), ("grpo", 2),
+RATES = ("1e-4", "3e-4")
+SEARCHED = ("grpo-anchor", "fixed", "grpo-kl", "grpo")  # seed 0 of each, at every rate: the strong baseline first
+RUNS = [  # at the chosen rate; what was not started when time is over is done at the next visit
+    ("grpo-anchor", 1), ("fixed", 1), ("grpo-kl", 1), ("grpo", 1), ("prob", 0), ("wise-ft", 0),
+    ("grpo-anchor", 2), ("fixed", 2), ("grpo-kl", 2), ("grpo", 2), ("base-anchor", 0), ("grpo-kl-0.01", 0),
+    ("adaptive", 0), ("adaptive", 1), ("adaptive", 2),  # three times the others' price: it decodes after every step
 ]  # fmt: skip
-REHEARSED = [("grpo-anchor", 0), ("fixed", 0), ("base-anchor", 0)]  # one of each kind of start and anchor
+LIKE = {  # whose rate a method has that was not searched
+    "prob": "fixed", "base-anchor": "fixed", "adaptive": "fixed", "wise-ft": "grpo-anchor", "grpo-kl-0.01": "grpo-kl",
+}  # fmt: skip
+LAST = 10  # steps whose training reward decides between the rates
+SETTINGS = ["--prompts", "16", "--samples", "8", "--temperature", "0.7", "--steps", "40", "--eval-every", "10",
+            "--eval-batch", "100", "--microbatch-tokens", "16384", "--save-every", "10"]  # fmt: skip
+SHORT = ["--steps", "2", "--prompts", "2", "--samples", "2", "--eval-every", "1"]  # of the rehearsal
 HELD_OUT = "200"  # validation problems by which the anchor is chosen: more than the runs use, none seen by an anchor
 ANCHORS = {  # name: settings of `sft`
     "human-200": ["--sft-demos", "200", "--sft-steps", "19"],
@@ -131,6 +141,9 @@ class Visit:
 
     def anchors(self) -> None:
         kinds = {"tiny": ["--sft-steps", "2"]} if self.rehearse else ANCHORS
+        if (self.out / "chosen.json").exists():  # at an earlier visit: the others are not needed any more
+            name = json.loads((self.out / "chosen.json").read_text(encoding="utf-8"))["anchor"]
+            kinds = {name: kinds[name]}
         if not self.rehearse:
             short_demonstrations(self.data / "train.jsonl", self.out)
         commands = {}
@@ -173,18 +186,34 @@ class Visit:
         return [*([] if own else ["--anchor", anchor]), "--max-new-tokens", str(chosen["max_new_tokens"])]
 
     def runs(self) -> None:
-        steps = ["--steps", "2", "--prompts", "2", "--samples", "2", "--eval-every", "1"] if self.rehearse else []
-        commands, table = {}, self.out / "mixing.csv"
+        table, searched, others = self.out / "mixing.csv", SEARCHED, RUNS
+        if self.rehearse:  # one of each kind of start and of anchor
+            searched, others = ("grpo-anchor", "fixed"), [("fixed", 1), ("base-anchor", 0)]
         if not table.exists():
-            commands["mixing-table"] = [*PYTHON, "mixing-table", *self.preset(), *self.chosen(), "--alphas",
-                                        "0,0.25,0.5,0.75,1", "--out", str(table)]  # fmt: skip
-        for method, seed in REHEARSED if self.rehearse else RUNS:
-            folder = self.out / "runs" / f"{method}-seed{seed}"
-            if not (folder / "final").exists():
-                commands[folder.name] = [*PYTHON, "train", *self.preset(), *self.chosen(method), *steps]
-                commands[folder.name] += ["--method", method, "--seed", str(seed), "--out", str(folder)]
-                commands[folder.name] += ["--resume"] if (folder / "config.json").exists() else []
-        self.every(commands)
+            flags = [*self.preset(), *self.chosen(), "--alphas", "0,0.25,0.5,0.75,1", "--out", str(table)]
+            self.command("mixing-table", [*PYTHON, "mixing-table", *flags])
+        with ThreadPoolExecutor(self.jobs) as pool:
+            first = {m: [pool.submit(self.run, m, 0, rate) for rate in RATES] for m in searched}
+            chosen = {}
+            for method, seed in others:
+                like = LIKE.get(method, method)
+                if like not in chosen:
+                    wait(first[like])
+                    chosen[like] = best_rate({rate: self.folder(like, 0, rate) for rate in RATES})
+                    self.note("rate", method=like, chosen=chosen[like])
+                pool.submit(self.run, method, seed, chosen[like])
+
+    def folder(self, method: str, seed: int, rate: str) -> Path:
+        return self.out / "runs" / f"lr-{rate}" / f"{method}-seed{seed}"
+
+    def run(self, method: str, seed: int, rate: str) -> None:
+        """One run of RL, unless it is finished already, or time is over."""
+        folder = self.folder(method, seed, rate)
+        if (folder / "final").exists() or self.left() < 5:
+            return
+        command = [*PYTHON, "train", *self.preset(), *self.chosen(method), *(SHORT if self.rehearse else SETTINGS)]
+        command += ["--method", method, "--seed", str(seed), "--lr", rate, "--out", str(folder)]
+        self.command(f"{folder.name}-lr-{rate}", command + (["--resume"] if (folder / "config.json").exists() else []))
 
     def go(self) -> None:
         import torch
@@ -198,6 +227,18 @@ class Visit:
                 continue
             getattr(self, stage)()
         self.note("end")
+
+
+def best_rate(runs: dict[str, Path]) -> str:
+    """Of runs by their rate, the one whose last steps earned most, on training problems; the first of equals."""
+
+    def reward(rate: str) -> float:
+        path = runs[rate] / "metrics.jsonl"
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+        earned = [row["reward"] for row in rows if "reward" in row][-LAST:]
+        return sum(earned) / len(earned) if earned else float("-inf")
+
+    return max(runs, key=reward)
 
 
 def short_demonstrations(train: Path, out: Path) -> None:
