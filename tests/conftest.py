@@ -54,6 +54,7 @@ def make_lora_pair(base=None, seed=0, blocks=None, **model):
     import torch
     from peft import LoraConfig, get_peft_model
 
+
     gpt2 = model.get("arch") == "gpt2"
     llama = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
     layers = ["c_attn", "c_proj", "c_fc"] if gpt2 else llama
