@@ -10,9 +10,18 @@ import pandas as pd
 import pytest
 from matplotlib import pyplot as plt
 
+from logitmix_lite.lab.pictures_beyond import FAMILIES
 from logitmix_lite.lab.report import best_beta, label_ends, plot_curves, plot_headline, plot_panels, report
-from logitmix_lite.lab.tables import complementarity, complementarity_of_arms, load_grades, load_runs, solved
-from logitmix_lite.methods import METHODS
+from logitmix_lite.lab.tables import (
+    apart,
+    complementarity,
+    complementarity_of_arms,
+    ended,
+    load_grades,
+    load_runs,
+    solved,
+)  # fmt: skip
+from logitmix_lite.methods import METHODS, RELATIVES
 from logitmix_lite.stats import interval
 
 TINY = Path(__file__).resolve().parents[1] / "data" / "results" / "tiny"
@@ -178,3 +187,28 @@ def test_the_rate_of_qwen_is_the_one_that_earned_more():
         )
         assert low > high
         assert re.search(rf"{name} {low:.3f} (at 1e-4 )?and {high:.3f}", text)
+
+
+def test_the_tables_of_the_relatives_are_those_of_their_records():
+    """Both tables of docs/results.md on results/beyond: each loss with and without mixing, and what theta is alone."""
+    results, text = TINY.parent, (TINY.parents[2] / "docs" / "results.md").read_text(encoding="utf-8")
+    grades = pd.concat([load_grades(results / "tiny"), load_grades(results / "beyond")])
+    assert set(grades[grades["arm"].isin(RELATIVES)].groupby("arm")["seed"].nunique()) == {8}
+
+    def share(*what):
+        return "{right:.1f} % ({low:.1f} to {high:.1f})".format(**ended(grades, *what))
+
+    def points(first, second):
+        return "{points:.1f} ({low:.1f} to {high:.1f})".format(**apart(grades, first, second))
+
+    for loss, (alone, through) in FAMILIES.items():
+        row = share(through), share(alone), points((through, "mixture"), (alone, "mixture"))
+        assert f"| {loss} | {' | '.join(row)} |" in text
+    alone = {
+        "the paper's training": "fixed", "the same at alpha 0.25": "fixed-0.25", "an alpha that falls to 0": "decay",
+        "Logit Fusion: that, and theta in the ratio": "fusion",
+        "Logit Fusion, alpha follows difficulty": "fusion-difficulty",
+        "theta in the ratio, the anchor kept": "fusion-kept",
+    }  # fmt: skip
+    for words, arm in alone.items():
+        assert f"| {words} | {share(arm, 'theta')} | {points(('fixed', 'mixture'), (arm, 'theta'))} |" in text
