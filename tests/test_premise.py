@@ -92,7 +92,10 @@ def test_the_recorded_premise_on_choices_is_what_the_page_says():
     data = Path(__file__).parents[1] / "data"
     page = (data / "README.md").read_text(encoding="utf-8")
     found = json.loads((data / "results/qwen-mmlu/premise.json").read_text(encoding="utf-8"))
-    for where in ("test-16", "validation-64", "validation-200"):
+    lengths = sorted(key for key in found if key not in ("config", "chosen"))
+    assert lengths == sorted(f"{split}-{n}" for split in ("test", "validation") for n in (16, 64, 200, 512))
+    shown = 0
+    for where in lengths:
         split, length = where.split("-")
         assert not found[where]["holds"]
         for name, row in zip(("base", "anchor", "both, alpha 0.5"), found[where]["policies"], strict=True):
@@ -103,7 +106,11 @@ def test_the_recorded_premise_on_choices_is_what_the_page_says():
                 f"{100 * row[rate]:.1f} % ({100 * row[f'{rate}_95'][0]:.1f} to {100 * row[f'{rate}_95'][1]:.1f})"
                 for rate in ("formatted", "number", "correct")
             )
-            assert f"| {name} | {row['problems']} {split} | {length} | {shares} | {row['length']:.0f} |" in page
+            shown += f"| {name} | {row['problems']} {split} | {length} | {shares} | {row['length']:.0f} |" in page
+            if name != "base":  # a higher limit changes nothing
+                assert row["correct"] == found[f"{split}-16"]["policies"][1 if name == "anchor" else 2]["correct"]
+    section = page[page.index("## results/qwen-mmlu/") :].split("\n## ")[0]
+    assert shown == sum(line.startswith("| ") and "%" in line for line in section.splitlines()) > 0
     assert all(row["truncated"] == 0 for row in found["test-16"]["policies"][1:])
     assert found["chosen"] == choose({found["config"]["anchor"]: found})
     with (data / "results/qwen-mmlu/letters-test-16.csv").open() as file:
@@ -112,10 +119,9 @@ def test_the_recorded_premise_on_choices_is_what_the_page_says():
         right = sum(row["gold"] == row[name] for row in letters)
         assert right / len(letters) == found["test-16"]["policies"][k]["correct"]
     says = {name: sum(row[name] == "D" for row in letters) for name in ("anchor", "mixture", "gold")}
-    assert "says D {anchor} times, the mixture {mixture}, and D is right {gold} times".format(**says) in " ".join(
-        page.split()
-    )
-    assert f"letter for {sum(row['anchor'] != row['mixture'] for row in letters)} of the 200" in " ".join(page.split())
+    words, differ = " ".join(section.split()), sum(row["anchor"] != row["mixture"] for row in letters)
+    assert f"another letter than the anchor for {differ} of the 200" in words
+    assert "D is right {gold} times, the anchor says it {anchor} times, the mixture {mixture}".format(**says) in words
     made = json.loads((data / "results/qwen-mmlu/settings.json").read_text(encoding="utf-8"))
     made = vars(load_preset("qwen-0.5b", **made))
     assert all(made[name] == value for name, value in found["config"].items() if name in made)
