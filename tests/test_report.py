@@ -212,3 +212,15 @@ def test_the_tables_of_the_relatives_are_those_of_their_records():
     }  # fmt: skip
     for words, arm in alone.items():
         assert f"| {words} | {share(arm, 'theta')} | {points(('fixed', 'mixture'), (arm, 'theta'))} |" in text
+
+
+def test_the_second_exam_of_qwen_is_told_as_it_came_out():
+    data = TINY.parents[1]
+    text = " ".join((data / "README.md").read_text(encoding="utf-8").split())
+    again = json.loads((data / "results/qwen/exams.json").read_text(encoding="utf-8"))
+    first = json.loads((data / "results/qwen/fixed-seed0/grades.json").read_text(encoding="utf-8"))
+    right = [bits["correct"].count("1") / 2 for bits in again.values()]
+    assert list(again) == ["mixture", "theta", "ref", "averaged weights"]
+    assert "Right and boxed: {} %, {} %, {} % and {} %".format(*right) in text
+    alike = [sum(a == b for a, b in zip(again[who]["correct"], first[who]["correct"], strict=True)) for who in first]
+    assert "200 grades {}, {} and {} are those of the H200".format(*alike) in text
