@@ -189,11 +189,11 @@ class Visit:
         table, searched, others = self.out / "mixing.csv", SEARCHED, RUNS
         if self.rehearse:  # one of each kind of start and of anchor
             searched, others = ("grpo-anchor", "fixed"), [("fixed", 1), ("base-anchor", 0)]
-        if not table.exists():
-            flags = [*self.preset(), *self.chosen(), "--alphas", "0,0.25,0.5,0.75,1", "--out", str(table)]
-            self.command("mixing-table", [*PYTHON, "mixing-table", *flags])
         with ThreadPoolExecutor(self.jobs) as pool:
             first = {m: [pool.submit(self.run, m, 0, rate) for rate in RATES] for m in searched}
+            if not table.exists():
+                flags = [*self.preset(), *self.chosen(), "--alphas", "0,0.25,0.5,0.75,1", "--out", str(table)]
+                pool.submit(self.command, "mixing-table", [*PYTHON, "mixing-table", *flags])
             chosen = {}
             for method, seed in others:
                 like = LIKE.get(method, method)
@@ -231,11 +231,10 @@ class Visit:
 
 def best_rate(runs: dict[str, Path]) -> str:
     """Of runs by their rate, the one whose last steps earned most, on training problems; the first of equals."""
+    from logitmix_lite.records import read_metrics
 
     def reward(rate: str) -> float:
-        path = runs[rate] / "metrics.jsonl"
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
-        earned = [row["reward"] for row in rows if "reward" in row][-LAST:]
+        earned = [row["reward"] for row in read_metrics(runs[rate]) if "reward" in row][-LAST:]
         return sum(earned) / len(earned) if earned else float("-inf")
 
     return max(runs, key=reward)
